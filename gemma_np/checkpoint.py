@@ -1,0 +1,234 @@
+"""The bytes of a checkpoint: JSON files, and safetensors mapped into memory. Knows files, not models.
+
+A safetensors file is
+
+    8 bytes   n, the header's length, little-endian uint64
+    n bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
+    the rest  the tensors one behind the other, row-major and little-endian; offsets count from here
+
+Source: https://github.com/huggingface/safetensors (format). We parse it ourselves because mapping needs the offsets,
+which the package does not give; the package is the judge of this reader in the tests.
+"""
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gemma_np.arrays import AnyArray, Float32
+from gemma_np.errors import CheckpointError
+
+MAX_HEADER = 100_000_000  # bytes; the safetensors package has the same limit
+
+# How a tensor's elements lie in the file. bfloat16 is the upper half of a float32; NumPy has no type for it.
+FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+BYTES = {
+    **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2},
+    **{"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8},
+}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; CheckpointError when it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or bytes that are no UTF-8
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that must hold an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object in braces")
+    return content
+
+
+@dataclass(frozen=True, eq=False)
+class MappedFile:
+    """A file, open for reading and mapped into memory as a whole."""
+
+    path: Path
+    file: BinaryIO
+    map: mmap.mmap
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of some bytes. Where the system can, it is read past the map: a page of a map that is touched counts
+        as resident memory, with many neighbours that the system maps along with it."""
+        if hasattr(os, "pread"):
+            return os.pread(self.file.fileno(), length, offset)
+        return self.map[offset : offset + length]
+
+    def let_go(self, offset: int, length: int) -> None:
+        """Give the mapped pages of some bytes back; they come from the file again when they are read again."""
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (offset + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end and hasattr(self.map, "madvise"):
+            self.map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """One tensor of a file. Nothing is read before it is asked for.
+
+    name     as in the file
+    dtype    safetensors' name of the element type: F32, BF16, F16, ...
+    shape    row-major
+    source   the file
+    offset   where the tensor begins in the file, bytes
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: MappedFile
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BYTES[self.dtype]
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    def _stored_dtype(self) -> np.dtype[Any]:
+        """How the elements lie in the file; bfloat16 as uint16."""
+        if self.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{self.path}: {self.name} has dtype {self.dtype}, expected one of {', '.join(FLOATS)}; "
+                "convert the checkpoint to one of these"
+            )
+        return FLOATS[self.dtype]
+
+    def float32(self) -> Float32:
+        """All elements, exactly: mapped without a copy where the file has aligned float32, else converted."""
+        dtype = self._stored_dtype()
+        flat: AnyArray = np.frombuffer(self.source.map, dtype, count=math.prod(self.shape), offset=self.offset)
+        stored = flat.reshape(self.shape)
+        if self.dtype == "F32" and stored.flags.aligned and stored.dtype.isnative:
+            return stored
+        converted = to_float32(stored)
+        self.source.let_go(self.offset, self.nbytes)
+        return converted
+
+    def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, I]
+        """Some rows of a [V, I] tensor, exactly, as a new array; the others are not read, so that a table of gigabytes
+        never counts as resident memory, whichever rows a long run touches."""
+        dtype, length = self._stored_dtype(), self.nbytes // self.shape[0]
+        wanted, place = np.unique(ids, return_inverse=True)
+        stored = b"".join(self.source.read(self.offset + row * length, length) for row in wanted.tolist())
+        table: AnyArray = np.frombuffer(stored, dtype).reshape(len(wanted), self.shape[1])
+        return to_float32(table[place])
+
+
+def to_float32(stored: AnyArray) -> Float32:
+    """float32, float16 or bfloat16 (as uint16) elements as native float32; every value is kept exactly."""
+    if stored.dtype.kind == "u":
+        widened = stored.astype(np.uint32)
+        widened <<= 16
+        return widened.view(np.float32)
+    return stored.astype(np.float32)
+
+
+def open_safetensors(path: Path) -> dict[str, Tensor]:
+    """Map a safetensors file and check its header.
+
+    returns  every tensor by name, in the file's order
+    raises   CheckpointError: missing, truncated, a header that is no header, tensors that overlap, leave gaps, or
+             reach beyond the file
+    """
+
+    def damaged(why: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {why}; the file is damaged or no safetensors file, download it again")
+
+    try:
+        file = path.open("rb")
+        size = file.seek(0, os.SEEK_END)
+        if size < 8:
+            raise damaged(f"{size} bytes are too few for a header")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+    length = int.from_bytes(mapped[:8], "little")
+    if length > min(size - 8, MAX_HEADER):
+        raise damaged(f"its header claims {length:,} bytes, but the file has {size:,} and the limit is {MAX_HEADER:,}")
+    try:
+        header = json.loads(mapped[8 : 8 + length].decode(), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise damaged(f"its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise damaged("its header is not a JSON object")
+    header.pop("__metadata__", None)
+
+    source = MappedFile(path, file, mapped)
+    tensors = {}
+    spans = [(0, 0, "the header"), (size - 8 - length, size - 8 - length, "the end of the file")]
+    for name, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole or not isinstance(dtype, str):
+            raise damaged(f"{name} has no valid dtype, shape and data_offsets")
+        if dtype not in BYTES:
+            raise damaged(f"{name} has the unknown dtype {dtype!r}")
+        if end - begin != math.prod(shape) * BYTES[dtype]:
+            raise damaged(f"{name} of shape {shape} in {dtype} does not fill its {end - begin:,} bytes")
+        spans.append((begin, end, name))
+        tensors[name] = Tensor(name, dtype, shape, source, 8 + length + begin)
+    spans.sort(key=lambda span: span[:2])
+    for (_, end, before), (begin, _, after) in pairwise(spans):
+        if begin != end:
+            what = "overlap" if begin < end else "leave a gap"
+            raise damaged(f"{before} and {after} {what} (byte {end:,} and byte {begin:,} of {size - 8 - length:,})")
+    return tensors
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """For json: an object whose keys are all different."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return content
+
+
+def open_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """Map `model.safetensors`, or all the files that `model.safetensors.index.json` names, into one table."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        if not single.is_file() and any(folder.glob("*.bin")):
+            raise CheckpointError(
+                f"{folder} has its weights in pickle files (*.bin), which can run any code when they are opened; "
+                "save the model as model.safetensors"
+            )
+        return open_safetensors(single)
+
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map from tensor names to file names; download it again")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise CheckpointError(f"{index} names {file!r}, which is not a plain file name beside it")
+        for name, tensor in open_safetensors(folder / file).items():
+            if weight_map.get(name) == file:  # the index decides where a name occurs in several files
+                tensors[name] = tensor
+    if absent := sorted(weight_map.keys() - tensors.keys()):
+        raise CheckpointError(f"{folder / weight_map[absent[0]]} lacks {absent[0]}, which {index.name} places there")
+    return tensors

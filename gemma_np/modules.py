@@ -1,0 +1,215 @@
+"""modules.json -> what comes behind the trunk: mean pooling, then any chain of Dense and Normalize.
+
+Both generations of sentence-transformers' files are read: `pooling_mode_mean_tokens: true` and 6.2's
+`pooling_mode: "mean"`, `sentence_transformers.models.Dense` and `sentence_transformers.base.modules.dense.Dense`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gemma_np.checkpoint import read_json, read_json_object
+from gemma_np.config import Config
+from gemma_np.errors import ConfigError
+
+POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """activation(x @ linear.weight.T + linear.bias); sentence-transformers' Dense.
+
+    name             the module's folder, `2_Dense`
+    inputs, outputs  widths
+    has_bias         whether linear.bias exists
+    activation       "Identity" or "Tanh"
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    has_bias: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """x / |x|; sentence-transformers' Normalize."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Modules:
+    """A checkpoint's modules.
+
+    trunk            folder of config.json and model.safetensors inside the checkpoint, "" for its root
+    pooling          the Pooling module's folder
+    include_prompt   whether the prompt's tokens count in the mean
+    heads            what follows the pooling, in order
+    """
+
+    trunk: str
+    pooling: str
+    include_prompt: bool
+    heads: tuple[Dense | Normalize, ...]
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors leave the model with length 1."""
+        return bool(self.heads) and isinstance(self.heads[-1], Normalize)
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The entries of modules.json as {"type": class name, "path": folder}, checked."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing: without it pooling and Dense heads are unknown. A folder saved by transformers alone "
+            "lacks it; copy modules.json, 1_Pooling, 2_Dense, 3_Dense and 4_Normalize from the model it came from"
+        )
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{path}: expected a list of modules, each an object with type and path")
+    modules = []
+    for entry in entries:
+        kind, where = entry.get("type"), entry.get("path")
+        if not isinstance(kind, str) or not isinstance(where, str):
+            raise ConfigError(f"{path}: {entry!r} has no type and path")
+        if PurePosixPath(where).is_absolute() or ".." in PurePosixPath(where).parts or "\\" in where or "\0" in where:
+            raise ConfigError(f"{path}: {where!r} leads out of the checkpoint's folder")
+        if not kind.startswith("sentence_transformers."):
+            raise ConfigError(f"{path}: {kind} is code of the model's own, which is never run")
+        modules.append({"type": kind.rpartition(".")[2], "path": where})
+    return modules
+
+
+def resolve_modules(folder: Path) -> Modules:
+    """Read modules.json and the config of each module; ConfigError names what is not served."""
+    path = folder / "modules.json"
+    entries = read_modules(folder)
+    kinds = [entry["type"] for entry in entries]
+    for kind in kinds:
+        if kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
+            raise ConfigError(
+                f"{path}: the module {kind} is not served; expected Transformer, Pooling, Dense, Normalize"
+            )
+    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
+        raise ConfigError(
+            f"{path}: modules are {', '.join(kinds)}; expected Transformer, Pooling, then Dense, Normalize"
+        )
+    trunk, pooling = entries[0]["path"], entries[1]["path"]
+    heads = tuple(
+        _dense(folder, entry["path"]) if entry["type"] == "Dense" else _normalize(folder, entry["path"])
+        for entry in entries[2:]
+    )
+    return Modules(trunk, pooling, _include_prompt(folder / pooling), heads)
+
+
+def check_widths(config: Config, modules: Modules, folder: Path) -> int:
+    """The size of the model's vectors; ConfigError where one module's outputs are not the next one's inputs."""
+    width = config.D
+    for head in modules.heads:
+        if isinstance(head, Dense):
+            if head.inputs != width:
+                raise ConfigError(
+                    f"{folder / head.name / 'config.json'}: in_features = {head.inputs}, but it is given {width}"
+                )
+            width = head.outputs
+    return width
+
+
+def _include_prompt(folder: Path) -> bool:
+    path = folder / "config.json"
+    settings = read_json_object(path)
+    mode = settings.get("pooling_mode")
+    if mode is None:
+        active = [name for name in POOLING_MODES if settings.get(f"pooling_mode_{name}")]
+        mode = ["mean" if name == "mean_tokens" else name for name in active] or "mean"
+    if mode not in ("mean", ["mean"]):
+        raise ConfigError(f"{path}: pooling mode {mode!r} is not served; expected 'mean'")
+    include_prompt = settings.get("include_prompt", True)
+    if not isinstance(include_prompt, bool):
+        raise ConfigError(f"{path}: include_prompt = {include_prompt!r}, expected true or false")
+    return include_prompt
+
+
+def _dense(folder: Path, name: str) -> Dense:
+    path = folder / name / "config.json"
+    settings = read_json_object(path)
+    inputs, outputs = (settings.get(key) for key in ("in_features", "out_features"))
+    if type(inputs) is not int or type(outputs) is not int or not (0 < inputs < 2**31 and 0 < outputs < 2**31):
+        raise ConfigError(f"{path}: in_features, out_features = {inputs!r}, {outputs!r}, expected positive integers")
+    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    kind = activation.rpartition(".")[2] if isinstance(activation, str) and activation.startswith("torch.nn.") else ""
+    if kind not in ("Identity", "Tanh"):
+        raise ConfigError(f"{path}: activation_function = {activation!r}; torch.nn's Identity and Tanh are served")
+    if settings.get("use_residual"):
+        raise ConfigError(f"{path}: use_residual = true is not served")
+    _refuse_rerouting(path, settings)
+    has_bias = settings.get("bias", True)
+    if not isinstance(has_bias, bool):
+        raise ConfigError(f"{path}: bias = {has_bias!r}, expected true or false")
+    return Dense(name, inputs, outputs, has_bias, kind)
+
+
+def _normalize(folder: Path, name: str) -> Normalize:
+    path = folder / name / "config.json"  # 6.2 writes one; before there was none, often not even the folder
+    if path.is_file():
+        _refuse_rerouting(path, read_json_object(path))
+    return Normalize(name)
+
+
+def _refuse_rerouting(path: Path, settings: dict[str, Any]) -> None:
+    """Modules may be told to read or write another array than the sentence's; none of ours does."""
+    for key in ("module_input_name", "module_output_name"):
+        if settings.get(key, "sentence_embedding") not in ("sentence_embedding", None):
+            raise ConfigError(f"{path}: {key} = {settings[key]!r} is not served; expected 'sentence_embedding'")
+
+
+def read_max_seq_length(trunk: Path, config: Config) -> int:
+    """The longest text in tokens, BOS and EOS included: sentence_bert_config.json's max_seq_length, else the smaller of
+    tokenizer_config.json's model_max_length (where newer files have it) and the model's positions."""
+    path = trunk / "sentence_bert_config.json"
+    if path.is_file():
+        settings = read_json_object(path)
+        if settings.get("do_lower_case"):
+            raise ConfigError(f"{path}: do_lower_case = true is not served")
+        length = settings.get("max_seq_length")
+        if length is not None:
+            if type(length) is not int or length < 1:
+                raise ConfigError(f"{path}: max_seq_length = {length!r}, expected a positive integer")
+            return length
+    path = trunk / "tokenizer_config.json"
+    length = read_json_object(path).get("model_max_length") if path.is_file() else None
+    return min(length, config.max_positions) if type(length) is int and length > 0 else config.max_positions
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """config_sentence_transformers.json: what a call uses when it does not say."""
+
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    similarity_fn_name: str
+    truncate_dim: int | None
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """Read config_sentence_transformers.json; without it there are no prompts, and the similarity is the cosine."""
+    path = folder / "config_sentence_transformers.json"
+    settings = read_json_object(path) if path.is_file() else {}
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        raise ConfigError(f"{path}: prompts = {prompts!r}, expected names with strings")
+    name = settings.get("default_prompt_name")
+    if not isinstance(name, str | None):
+        raise ConfigError(f"{path}: default_prompt_name = {name!r}, expected a name or null")
+    dim = settings.get("truncate_dim")
+    if dim is not None and (type(dim) is not int or dim < 1):
+        raise ConfigError(f"{path}: truncate_dim = {dim!r}, expected a positive integer or null")
+    similarity = settings.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
+        raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(SIMILARITIES)}")
+    return Defaults({key: prompt or "" for key, prompt in prompts.items()}, name, similarity, dim)
