@@ -1,0 +1,211 @@
+"""The command `gemma-np`: stdout carries data, stderr the rest; exit 2 for usage, 1 for failure, one line each."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_np import __version__
+from gemma_np.errors import GemmaError, InputError
+
+if TYPE_CHECKING:
+    from gemma_np.embedder import EmbeddingGemma
+
+FORMATS = ("json", "jsonl", "npy", "csv", "base64")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    logging.basicConfig(format="gemma-np: %(message)s", level=logging.WARNING)
+    warnings.showwarning = lambda message, *_, **__: print(f"gemma-np: warning: {message}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("gemma-np: interrupted", file=sys.stderr)
+        return 130
+    except InputError as error:
+        return failed(error, 2)
+    except GemmaError as error:
+        return failed(error, 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return failed(f"{where}{error.strerror or error}", 1)
+    return status
+
+
+def failed(why: object, status: int) -> int:
+    print(f"gemma-np: error: {' '.join(str(why).split())}", file=sys.stderr)
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their arguments; each help ends with an example that runs."""
+    top = argparse.ArgumentParser(
+        prog="gemma-np",
+        description="Text embeddings with EmbeddingGemma, in NumPy.",
+        epilog='example:  gemma-np rank -m MODEL "red planet" "Mars is red" "Venus is hot"',
+    )
+    top.add_argument("--version", action="version", version=f"gemma-np {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    embed = command(commands, "embed", run_embed, "texts to vectors", 'gemma-np embed -m MODEL "a text" "another"')
+    embed.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: the lines of FILE or of stdin")
+    embed.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
+    embed.add_argument("-o", "--output", metavar="FILE", help="written when all is done; default: stdout")
+    embed.add_argument("--format", choices=FORMATS, default="json", help="default: json, a list of lists")
+    embed.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
+    embed.add_argument("--title", help="the documents' title (implies --prompt-name document)")
+    embed.add_argument("--dim", type=int, metavar="N", help="keep N dimensions (768, 512, 256, 128 were trained)")
+
+    similarity = command(
+        commands,
+        "similarity",
+        run_similarity,
+        "how alike two texts are",
+        'gemma-np similarity -m MODEL "a cat" "a kitten"',
+    )
+    similarity.add_argument("a", metavar="A")
+    similarity.add_argument("b", metavar="B")
+    similarity.add_argument("--prompt-name", metavar="NAME", help="default: STS, where the model has it")
+    similarity.add_argument("--dim", type=int, metavar="N", help="keep N dimensions")
+
+    rank = command(commands, "rank", run_rank, "texts by their relevance to a query", top.epilog[10:])  # type: ignore[index]
+    rank.add_argument("query", metavar="QUERY")
+    rank.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: the lines of FILE or of stdin")
+    rank.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
+    rank.add_argument("--top", type=int, metavar="N", help="print the best N only")
+    rank.add_argument("--dim", type=int, metavar="N", help="keep N dimensions")
+
+    info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info MODEL")
+    info.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+
+    verify = command(
+        commands,
+        "verify",
+        run_verify,
+        "does this copy of EmbeddingGemma-300m give the published outputs?",
+        "gemma-np verify google/embeddinggemma-300m",
+    )
+    verify.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+    verify.add_argument("--goldens", metavar="FILE", help="embedding_gemma_goldens.json, to check long texts as well")
+    return top
+
+
+def command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+    """A command with the arguments that all have."""
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:], epilog=f"example:  {example.strip()}"
+    )
+    added.set_defaults(run=run)
+    added.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="folder of a checkpoint, or a hub id (default: google/embeddinggemma-300m)",
+    )
+    added.add_argument("--threads", type=int, metavar="N", help="threads for the arithmetic (default: all)")
+    added.add_argument("--quantization", metavar="FORMAT", help="none in this release: float32")
+    return added
+
+
+def load(arguments: argparse.Namespace) -> "EmbeddingGemma":
+    from gemma_np.embedder import EmbeddingGemma
+
+    return EmbeddingGemma(arguments.model, threads=arguments.threads, quantization=arguments.quantization)
+
+
+def texts_of(arguments: argparse.Namespace) -> Iterable[str]:
+    """The texts of a command: its arguments, else the lines of a file or of stdin, one at a time."""
+    if arguments.texts and arguments.input is not None:
+        raise InputError("texts are given as arguments and with -i FILE; expected one of the two")
+    if arguments.texts:
+        return list(arguments.texts)
+    if arguments.input is None and sys.stdin.isatty():
+        raise InputError("no texts; give them as arguments, with -i FILE, or on stdin")
+    return lines(arguments.input or "-")
+
+
+def lines(name: str) -> Iterator[str]:
+    """The lines of a UTF-8 file, without their ends; an empty line is an empty text."""
+    with sys.stdin.buffer if name == "-" else Path(name).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
+            except UnicodeDecodeError as error:
+                where = "stdin" if name == "-" else name
+                raise InputError(
+                    f"{where}, line {number}: byte {error.start + 1} is not UTF-8; convert the file"
+                ) from None
+
+
+def run_embed(arguments: argparse.Namespace) -> None:
+    from gemma_np import writers
+    from gemma_np.prompts import titled
+
+    texts = texts_of(arguments)
+    model = load(arguments)
+    name = "document" if arguments.title and arguments.prompt_name is None else arguments.prompt_name
+    prompt = titled(model.resolve_prompt(name), arguments.title)
+    kept = writers.Remembered(texts)
+    batches = model.stream(kept, prompt, truncate_dim=arguments.dim)
+    dim = arguments.dim or model.get_embedding_dimension()
+    with writers.destination(arguments.output) as file:
+        writers.WRITERS[arguments.format](file, batches, kept, dim)
+
+
+def run_similarity(arguments: argparse.Namespace) -> None:
+    from gemma_np.prompts import known_prompts
+
+    model = load(arguments)
+    default = "STS" if "STS" in known_prompts(model.prompts) else None
+    a, b = model.encode(
+        [arguments.a, arguments.b], prompt_name=arguments.prompt_name or default, truncate_dim=arguments.dim
+    )
+    print(f"{model.similarity(a, b)[0, 0]:.4f}")
+
+
+def run_rank(arguments: argparse.Namespace) -> None:
+    if arguments.top is not None and arguments.top < 1:
+        raise InputError(f"--top {arguments.top}: expected a positive number")
+    texts = list(texts_of(arguments))
+    model = load(arguments)
+    query = model.encode_query(arguments.query, truncate_dim=arguments.dim)
+    documents = model.encode_document(texts, truncate_dim=arguments.dim)
+    scores = model.similarity(query, documents)[0]
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])
+    for place, i in enumerate(order[: arguments.top], 1):
+        print(f"{place:>3}  {scores[i]:7.4f}  {texts[i]}")
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    from gemma_np import hub, info
+
+    return info.report(hub.locate(named_model(arguments)))
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from gemma_np import verify
+
+    arguments.model = named_model(arguments)
+    return verify.report(lambda: load(arguments), arguments.model, arguments.goldens)
+
+
+def named_model(arguments: argparse.Namespace) -> str:
+    """The model of a command that takes it as an argument as well as with -m."""
+    from gemma_np import hub
+
+    if arguments.path and arguments.model:
+        raise InputError("the model is given twice; expected MODEL or -m MODEL")
+    return str(arguments.path or arguments.model or hub.FULL_MODEL)

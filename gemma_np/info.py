@@ -1,0 +1,106 @@
+"""`gemma-np info`: what a checkpoint is, its tensors, the memory it takes, which kernels run and why.
+
+Only headers are read, so it answers at once, and also for a checkpoint that the engine refuses.
+"""
+
+import math
+import re
+from pathlib import Path
+
+from gemma_np import kernels
+from gemma_np.checkpoint import Tensor, open_checkpoint, open_safetensors
+from gemma_np.config import Config, read_config
+from gemma_np.errors import GemmaError
+from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
+from gemma_np.prompts import known_prompts
+from gemma_np.weights import check_tensors, dense_shapes, trunk_shapes
+
+
+def report(folder: Path) -> int:
+    """Print all that is known of a checkpoint. Returns 1, with the reason as the last line, if it cannot be run."""
+    print(f"checkpoint   {folder}")
+    tensors: dict[str, Tensor] = {}
+    try:
+        config = read_config(folder) if (folder / "config.json").is_file() else None
+        modules = resolve_modules(folder)
+        config = config if config and not modules.trunk else read_config(folder / modules.trunk)
+        print_model(folder, config, modules)
+        tensors = open_checkpoint(folder / modules.trunk)
+        print_memory(tensors)
+        print_kernels()
+        print_tensors(tensors)
+        bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        check_tensors(bare, trunk_shapes(config), folder / modules.trunk / "config.json")
+        for head in modules.heads:
+            if isinstance(head, Dense):
+                parts = open_safetensors(folder / head.name / "model.safetensors")
+                print_tensors({f"{head.name}/{name}": tensor for name, tensor in parts.items()})
+                check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
+    except GemmaError as error:
+        if not tensors and list(folder.glob("model*.safetensors*")):
+            print_tensors(open_checkpoint(folder))
+        print(f"cannot run   {error}")
+        return 1
+    print("can run      yes")
+    return 0
+
+
+def print_model(folder: Path, config: Config, modules: Modules) -> None:
+    layer, L = config.layers[0], len(config.layers)
+    sliding = [at.radius for at in config.layers if at.radius is not None]
+    heads = " -> ".join(
+        ["mean" if modules.include_prompt else "mean without prompt"]
+        + [
+            f"Dense {head.inputs} to {head.outputs} ({head.activation})" if isinstance(head, Dense) else "Normalize"
+            for head in modules.heads
+        ]
+    )
+    window = (
+        f"{len(sliding)} see {sliding[0]} tokens to each side, {L - len(sliding)} see all" if sliding else "all see all"
+    )
+    print(f"layers       {L} of width {config.D}, feed-forward {config.F}; {window}")
+    print(f"attention    {layer.N} query heads, {layer.K} key/value heads of size {layer.H}")
+    print(f"output       {heads}: {check_widths(config, modules, folder)} dimensions")
+    print(f"texts        up to {read_max_seq_length(folder / modules.trunk, config):,} tokens of {config.V:,}")
+    prompts = read_defaults(folder).prompts
+    print(f"prompts      {', '.join(known_prompts(prompts)) or 'none'}")
+
+
+def print_memory(tensors: dict[str, Tensor]) -> None:
+    """The embedding table stays in the file; the rest is mapped (float32) or converted."""
+    table = [tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
+    layers = [tensor for tensor in tensors.values() if tensor not in table]
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    dtypes = sorted({tensor.dtype for tensor in tensors.values()})
+    how = "mapped" if dtypes == ["F32"] else "converted to float32"
+    megabytes = 4 * sum(math.prod(tensor.shape) for tensor in layers) / 1e6
+    print(f"parameters   {parameters:,} in {', '.join(dtypes)}")
+    print(f"memory       {megabytes:,.0f} MB of layers, {how}; the embedding table stays in the file, rows are read")
+
+
+def print_kernels() -> None:
+    column = kernels.active()
+    print(f"kernels      {column.name}: {column.reason}")
+
+
+def print_tensors(tensors: dict[str, Tensor]) -> None:
+    """One line per kind of tensor, not per layer; a layer that differs has a line of its own."""
+    kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    for name, tensor in tensors.items():
+        match = re.search(r"(?<=layers\.)\d+(?=\.)", name)
+        kind = f"{name[: match.start()]}*{name[match.end() :]}" if match else name
+        kinds.setdefault((kind, tensor.dtype, tensor.shape), []).extend([int(match[0])] if match else [])
+    for (kind, dtype, shape), layers in kinds.items():
+        where = f"layers {', '.join(spans(layers))}" if layers else ""
+        print(f"tensor       {kind:<46} {dtype:<5} {list(shape)!s:<16} {where}".rstrip())
+
+
+def spans(numbers: list[int]) -> list[str]:
+    """[0, 1, 2, 5] -> ["0-2", "5"]"""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return [f"{a}-{b}" if a < b else f"{a}" for a, b in found]

@@ -1,0 +1,73 @@
+"""From a model's full vectors to what the caller asked for: fewer dimensions, length 1, fewer bits."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gemma_np.arrays import AnyArray, Float32
+from gemma_np.errors import InputError
+from gemma_np.ops import l2_normalize
+
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+SPREAD = 10  # the fixed int8 range, in standard deviations of a unit vector's entries
+
+
+def truncate(vectors: Float32, dim: int | None, *, normalized: bool, normalize: bool) -> Float32:
+    """Matryoshka: the first `dim` entries, brought back to length 1 where the model's own vectors have it.
+
+    vectors     [B, D]
+    dim         how many entries to keep; None: all
+    normalized  whether `vectors` have length 1 already
+    normalize   whether the result must have length 1 although the model's vectors do not
+    returns     [B, dim]
+    """
+    cut = dim is not None and dim < vectors.shape[-1]
+    vectors = vectors[..., :dim]
+    if (cut and normalized) or (normalize and not normalized):
+        vectors = l2_normalize(vectors)
+    return np.ascontiguousarray(vectors)
+
+
+def fixed_ranges(dim: int) -> Float32:
+    """The int8 range of unit vectors, the same for every text: [2, dim], lowest and highest value per dimension.
+
+    The entries of a unit vector have a standard deviation of about 1/sqrt(dim); EmbeddingGemma's largest reach 10 times
+    that. One step is 10/sqrt(dim)/127 (at most 1/127), and the range is centred so that the code is x/step rounded to
+    the nearest integer: 0 is 0, and a code's error is at most half a step.
+    """
+    step = min(1.0, SPREAD / math.sqrt(dim)) / 127
+    return np.repeat(np.array([[-128.5 * step], [126.5 * step]], dtype=np.float32), dim, axis=1)
+
+
+def quantize(vectors: Float32, precision: str, ranges: ArrayLike | None, *, normalized: bool) -> AnyArray:
+    """Fewer bits per entry. A text's codes depend on its own vector alone, never on other texts of the call.
+
+    vectors    [B, dim]
+    precision  "int8", "uint8": 256 steps between `ranges`; "binary", "ubinary": the sign bits, packed, 8 to a byte
+    ranges     [2, dim], lowest and highest value per dimension; None: `fixed_ranges`
+    returns    int8 or uint8: [B, dim], or [B, ceil(dim / 8)] packed
+
+    With `ranges` the codes equal those of sentence-transformers' quantize_embeddings(..., ranges=ranges).
+    """
+    if precision == "float32":
+        return vectors
+    if precision in ("binary", "ubinary"):
+        bits = np.packbits(vectors > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits ^ 128).view(np.int8)  # ^ 128 is - 128, modulo 256
+    if ranges is None:
+        if not normalized:
+            raise InputError(
+                f"precision = {precision!r}: this model's vectors have no fixed length, so there is no fixed scale; "
+                "pass ranges=[lowest, highest] per dimension, or normalize_embeddings=True"
+            )
+        ranges = fixed_ranges(vectors.shape[-1])
+    bounds = np.asarray(ranges, dtype=np.float32)
+    if bounds.shape != (2, vectors.shape[-1]):
+        raise InputError(
+            f"ranges has shape {bounds.shape}, expected (2, {vectors.shape[-1]}): lowest and highest values"
+        )
+    step = (bounds[1] - bounds[0]) / np.float32(255)
+    step = np.where(step == 0, np.float32(1), step)
+    codes: AnyArray = np.clip(np.floor((vectors - bounds[0]) / step), 0, 255).astype(np.uint8)
+    return codes if precision == "uint8" else (codes ^ 128).view(np.int8)

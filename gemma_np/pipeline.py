@@ -1,0 +1,167 @@
+"""A loaded checkpoint and the three steps that every call is made of.
+
+    prepare(texts, prompts) -> ids, truncated      embed_ids(ids) -> full vectors      finish(vectors, ...) -> output
+
+Requests with different prompts and dimensions can share one pass: only embed_ids is costly.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from threadpoolctl import ThreadpoolController
+
+from gemma_np import model, output
+from gemma_np.arrays import AnyArray, Float32, Int32
+from gemma_np.config import read_config
+from gemma_np.errors import CheckpointError, InputError, WeightsError
+from gemma_np.modules import check_widths, read_max_seq_length, resolve_modules
+from gemma_np.tokenizer import Tokenizer
+from gemma_np.weights import find_nonfinite, load_weights
+
+
+class Pipeline:
+    """A checkpoint in memory: config, modules, weights, tokenizer.
+
+    folder   of the checkpoint
+    threads  how many threads BLAS may use; None: as many as it takes by itself
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"threads = {threads!r}, expected a positive integer")
+        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            raise CheckpointError(f"{folder} has no config.json; expected the folder of a checkpoint")
+        self.folder, self.threads = folder.absolute(), threads
+        self._blas = ThreadpoolController()
+        root = read_config(folder) if (folder / "config.json").is_file() else None  # first: it says what model this is
+        self.modules = resolve_modules(folder)
+        trunk = folder / self.modules.trunk
+        self.config = root if root and trunk == folder else read_config(trunk)
+        self.full_dim = check_widths(self.config, self.modules, folder)
+        self.weights = load_weights(folder, self.config, self.modules)
+        self.tokenizer = Tokenizer(trunk, self.config)
+        self._max_seq_length = read_max_seq_length(trunk, self.config)
+
+    @property
+    def max_seq_length(self) -> int:
+        """The longest text in tokens, prompt, BOS and EOS included; longer ones are cut. Can be set."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        if type(value) is not int or value < 1:
+            raise InputError(f"max_seq_length = {value!r}, expected a positive integer")
+        self._max_seq_length = value
+
+    def prepare(
+        self, texts: Sequence[str], prompts: str | Sequence[str] = "", *, truncate: bool = True, first: int = 0
+    ) -> tuple[list[Int32], list[int]]:
+        """Texts -> token ids, each with its prompt in front, BOS and EOS around, cut at `max_seq_length`.
+
+        prompts  one prompt for all, or one for each
+        truncate False: InputError for a text that is too long
+        first    the number of texts[0] in messages
+        returns  int32 arrays, and the numbers of the texts that were cut
+        """
+        each = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
+        if len(each) != len(texts):
+            raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
+        for what, strings in (("text", texts), ("the prompt of text", each)):
+            for i, string in enumerate(strings, first):
+                if not isinstance(string, str):
+                    raise InputError(f"{what} {i} is {described(string)}, expected a string")
+        prompted = [prompt + text for prompt, text in zip(each, texts, strict=True)]
+        ids, lengths = self.tokenizer.encode(prompted, self.max_seq_length, first)
+        truncated = [i for i, length in enumerate(lengths, first) if length > self.max_seq_length]
+        if truncated and not truncate:
+            raise InputError(
+                f"text {truncated[0]} has {lengths[truncated[0] - first]:,} tokens, prompt, BOS and EOS included, and "
+                f"the model takes {self.max_seq_length:,}; shorten it, or let it be cut with truncate=True"
+            )
+        return ids, truncated
+
+    def embed_ids(self, ids: Sequence[Int32], prompt_lengths: int | Sequence[int] = 0) -> Float32:
+        """Token ids -> full vectors [B, dim], before any truncation. A text's vector is the same bits in any batch.
+
+        prompt_lengths  how many leading tokens are the prompt's (`tokenizer.prompt_length`): models whose pooling says
+                        `include_prompt: false` leave them out of the mean, others ignore it
+        """
+        skips = [prompt_lengths] * len(ids) if isinstance(prompt_lengths, int) else prompt_lengths
+        vectors = np.empty((len(ids), self.full_dim), dtype=np.float32)
+        with self._limited():
+            for i, (tokens, skip) in enumerate(zip(ids, skips, strict=True)):
+                skip = 0 if self.modules.include_prompt else skip
+                tokens = self._checked_ids(i, tokens)
+                vectors[i] = model.embed(tokens, self.weights, self.config, self.modules, skip)
+        self._check_finite(vectors, ids)
+        return vectors
+
+    def finish(
+        self,
+        vectors: Float32,
+        dim: int | None = None,
+        normalize: bool = False,
+        precision: str = "float32",
+        ranges: ArrayLike | None = None,
+    ) -> AnyArray:
+        """Full vectors [B, D] -> the output: `dim` entries, length 1 where model or `normalize` says so, `precision`.
+
+        After a cut, the vectors of a model with a Normalize module are brought back to length 1; sentence-transformers
+        leaves them short unless normalize_embeddings is set. For int8 and the others see output.quantize.
+        """
+        if precision not in output.PRECISIONS:
+            raise InputError(f"precision = {precision!r}, expected one of {', '.join(output.PRECISIONS)}")
+        normalized = self.modules.normalizes
+        vectors = output.truncate(vectors, self._checked_dim(dim), normalized=normalized, normalize=normalize)
+        return output.quantize(vectors, precision, ranges, normalized=normalized or normalize)
+
+    def _limited(self) -> AbstractContextManager[Any]:
+        """BLAS on `threads` threads, for a while."""
+        return nullcontext() if self.threads is None else self._blas.limit(limits=self.threads, user_api="blas")
+
+    def token_embeddings(self, tokens: Int32) -> Float32:  # [T] -> [T, D]
+        with self._limited():
+            x = model.trunk(tokens, self.weights, self.config)
+        self._check_finite(x, [tokens])
+        return x
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        if self.modules.include_prompt:
+            return [0] * len(prompts)
+        lengths = {prompt: self.tokenizer.prompt_length(prompt) if prompt else 0 for prompt in set(prompts)}
+        return [lengths[prompt] for prompt in prompts]
+
+    def _checked_dim(self, dim: int | None) -> int | None:
+        if dim is not None and (type(dim) is not int or not 1 <= dim <= self.full_dim):
+            raise InputError(f"{dim!r} dimensions are not to be had; expected an integer from 1 to {self.full_dim}")
+        return dim
+
+    def _checked_ids(self, i: int, tokens: Int32) -> Int32:
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
+            raise InputError(
+                f"ids[{i}] is {described(tokens)} of shape {tokens.shape}, expected integers, one at least"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.config.V:
+            raise InputError(
+                f"ids[{i}] reaches from {tokens.min()} to {tokens.max()}, expected 0 to {self.config.V - 1}"
+            )
+        return tokens
+
+    def _check_finite(self, vectors: Float32, ids: Sequence[Int32]) -> None:
+        if not np.isfinite(vectors).all():
+            raise WeightsError(
+                f"{self.folder}: a result is not finite: {find_nonfinite(self.weights, ids) or 'an activation'} holds "
+                "NaN or infinity; the checkpoint is damaged, download or convert it again"
+            )
+
+
+def described(value: object) -> str:
+    """For messages: what was passed instead of text."""
+    if value is None:
+        return "None"
+    return f"{type(value).__name__}" + (" (decode it first)" if isinstance(value, bytes) else "")
