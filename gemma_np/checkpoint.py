@@ -15,6 +15,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +64,9 @@ class MappedFile:
     file: BinaryIO
     map: mmap.mmap
 
+    def __del__(self) -> None:
+        self.file.close()  # with the last tensor; arrays keep the map alive, which has a handle of its own
+
     def read(self, offset: int, length: int) -> bytes:
         """A copy of some bytes. Where the system can, it is read past the map: a page of a map that is touched counts
         as resident memory, with many neighbours that the system maps along with it."""
@@ -103,8 +107,8 @@ class Tensor:
     def path(self) -> Path:
         return self.source.path
 
-    def _stored_dtype(self) -> np.dtype[Any]:
-        """How the elements lie in the file; bfloat16 as uint16."""
+    def stored_dtype(self) -> np.dtype[Any]:
+        """How the elements lie in the file, bfloat16 as uint16; CheckpointError for a type that we do not serve."""
         if self.dtype not in FLOATS:
             raise CheckpointError(
                 f"{self.path}: {self.name} has dtype {self.dtype}, expected one of {', '.join(FLOATS)}; "
@@ -114,7 +118,7 @@ class Tensor:
 
     def float32(self) -> Float32:
         """All elements, exactly: mapped without a copy where the file has aligned float32, else converted."""
-        dtype = self._stored_dtype()
+        dtype = self.stored_dtype()
         flat: AnyArray = np.frombuffer(self.source.map, dtype, count=math.prod(self.shape), offset=self.offset)
         stored = flat.reshape(self.shape)
         if self.dtype == "F32" and stored.flags.aligned and stored.dtype.isnative:
@@ -126,8 +130,9 @@ class Tensor:
     def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, I]
         """Some rows of a [V, I] tensor, exactly, as a new array; the others are not read, so that a table of gigabytes
         never counts as resident memory, whichever rows a long run touches."""
-        dtype, length = self._stored_dtype(), self.nbytes // self.shape[0]
+        dtype, length = self.stored_dtype(), self.nbytes // self.shape[0]
         wanted, place = np.unique(ids, return_inverse=True)
+        assert not wanted.size or 0 <= wanted[0] <= wanted[-1] < self.shape[0]  # else: another tensor's bytes
         stored = b"".join(self.source.read(self.offset + row * length, length) for row in wanted.tolist())
         table: AnyArray = np.frombuffer(stored, dtype).reshape(len(wanted), self.shape[1])
         return to_float32(table[place])
@@ -153,59 +158,79 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     def damaged(why: str) -> CheckpointError:
         return CheckpointError(f"{path}: {why}; the file is damaged or no safetensors file, download it again")
 
-    try:
-        file = path.open("rb")
-        size = file.seek(0, os.SEEK_END)
-        if size < 8:
-            raise damaged(f"{size} bytes are too few for a header")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-
-    length = int.from_bytes(mapped[:8], "little")
+    source = _map(path)
+    size = len(source.map)
+    if size < 8:
+        raise damaged(f"{size} bytes are too few for a header")
+    length = int.from_bytes(source.map[:8], "little")
     if length > min(size - 8, MAX_HEADER):
         raise damaged(f"its header claims {length:,} bytes, but the file has {size:,} and the limit is {MAX_HEADER:,}")
     try:
-        header = json.loads(mapped[8 : 8 + length].decode(), object_pairs_hook=_no_duplicates)
+        header = json.loads(source.map[8 : 8 + length].decode(), object_pairs_hook=_no_duplicates, parse_int=_size)
     except (ValueError, RecursionError) as error:
         raise damaged(f"its header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise damaged("its header is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and (
+        not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise damaged("its __metadata__ is not an object of strings")
 
-    source = MappedFile(path, file, mapped)
     tensors = {}
-    spans = [(0, 0, "the header"), (size - 8 - length, size - 8 - length, "the end of the file")]
+    spans = []
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+            whole = isinstance(entry["shape"], list) and all(type(number) is int for number in (*shape, begin, end))
         except (TypeError, KeyError, ValueError):
             whole = False
         if not whole or not isinstance(dtype, str):
             raise damaged(f"{name} has no valid dtype, shape and data_offsets")
+        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:  # NumPy has no such arrays, not even empty
+            raise damaged(f"{name} has an impossible shape")
         if dtype not in BYTES:
             raise damaged(f"{name} has the unknown dtype {dtype!r}")
         if end - begin != math.prod(shape) * BYTES[dtype]:
             raise damaged(f"{name} of shape {shape} in {dtype} does not fill its {end - begin:,} bytes")
         spans.append((begin, end, name))
         tensors[name] = Tensor(name, dtype, shape, source, 8 + length + begin)
-    spans.sort(key=lambda span: span[:2])
-    for (_, end, before), (begin, _, after) in pairwise(spans):
+    spans.sort()
+    last = size - 8 - length
+    for (_, end, before), (begin, _, after) in pairwise([(0, 0, "the header"), *spans, (last, last, "the file's end")]):
         if begin != end:
             what = "overlap" if begin < end else "leave a gap"
-            raise damaged(f"{before} and {after} {what} (byte {end:,} and byte {begin:,} of {size - 8 - length:,})")
+            raise damaged(f"{before} and {after} {what} (byte {end:,} and byte {begin:,} of {last:,})")
     return tensors
 
 
+def _map(path: Path) -> MappedFile:
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))
+            mapped = MappedFile(path, file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            stack.pop_all()  # from here on the file is MappedFile's to close
+            return mapped
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
+    except (OSError, ValueError) as error:  # ValueError: an empty file, or a path that no system can have
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """For json: an object whose keys are all different."""
+    """For json: an object whose keys are all different, and all of whose strings are Unicode."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a name occurs twice")
+    "".join(text for pair in pairs for text in pair if isinstance(text, str)).encode()  # refuses lone surrogates
     return content
+
+
+def _size(digits: str) -> int:
+    """For json: a whole number that a file's size or offset can be."""
+    if digits.startswith("-") or len(digits) > 19:
+        raise ValueError(f"{digits[:20]} is no size")
+    return int(digits)
 
 
 def open_checkpoint(folder: Path) -> dict[str, Tensor]:

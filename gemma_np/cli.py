@@ -1,13 +1,14 @@
 """The command `gemma-np`: stdout carries data, stderr the rest; exit 2 for usage, 1 for failure, one line each."""
 
 import argparse
+import codecs
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from gemma_np import __version__
 from gemma_np.errors import GemmaError, InputError
@@ -15,6 +16,7 @@ from gemma_np.errors import GemmaError, InputError
 if TYPE_CHECKING:
     from gemma_np.embedder import EmbeddingGemma
 
+UNWRAPPED = argparse.RawDescriptionHelpFormatter  # on a narrow terminal too an example can be copied
 FORMATS = ("json", "jsonl", "npy", "csv", "base64")
 
 
@@ -22,12 +24,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     logging.basicConfig(format="gemma-np: %(message)s", level=logging.WARNING)
     warnings.showwarning = lambda message, *_, **__: print(f"gemma-np: warning: {message}", file=sys.stderr)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  the caller may have closed any of the three
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        return failed("stdout is closed; send it to a file, or to /dev/null", 1)
+    if not sys.stderr.isatty():  # the hub's progress bars are for people, as ours are
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
-    arguments = parser().parse_args(argv)
+    arguments = parsed(argv)
     try:
-        status: int = arguments.run(arguments) or 0
+        arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return failed(f"{where}{error.strerror or error}", 1)
-    return status
+    except MemoryError:
+        return failed("there is not enough memory", 1)
+    return 0
 
 
 def failed(why: object, status: int) -> int:
@@ -50,10 +60,32 @@ def failed(why: object, status: int) -> int:
     return status
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(failed(f"{message}; see {self.prog} --help", 2))
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Options may stand among the texts, `rank QUERY --top 2 TEXT TEXT`: argparse gives up at the second
+    run of texts, so that they come back as unknown here."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    options = rest[: rest.index("--")] if "--" in rest else rest
+    if rest and ("texts" not in arguments or any(option.startswith("-") for option in options)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        rest.remove("--") if "--" in rest else None
+        arguments.texts += rest
+    return arguments
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands with their arguments; each help ends with an example that runs."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="gemma-np",
+        formatter_class=UNWRAPPED,
         description="Text embeddings with EmbeddingGemma, in NumPy.",
         epilog='example:  gemma-np rank -m MODEL "red planet" "Mars is red" "Venus is hot"',
     )
@@ -67,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     embed.add_argument("--format", choices=FORMATS, default="json", help="default: json, a list of lists")
     embed.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
     embed.add_argument("--title", help="the documents' title (implies --prompt-name document)")
-    embed.add_argument("--dim", type=int, metavar="N", help="keep N dimensions (768, 512, 256, 128 were trained)")
+    embed.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions (768, 512, 256, 128 were trained)")
 
     similarity = command(
         commands,
@@ -79,14 +111,14 @@ def parser() -> argparse.ArgumentParser:
     similarity.add_argument("a", metavar="A")
     similarity.add_argument("b", metavar="B")
     similarity.add_argument("--prompt-name", metavar="NAME", help="default: STS, where the model has it")
-    similarity.add_argument("--dim", type=int, metavar="N", help="keep N dimensions")
+    similarity.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
 
     rank = command(commands, "rank", run_rank, "texts by their relevance to a query", top.epilog[10:])  # type: ignore[index]
     rank.add_argument("query", metavar="QUERY")
     rank.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: the lines of FILE or of stdin")
     rank.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
-    rank.add_argument("--top", type=int, metavar="N", help="print the best N only")
-    rank.add_argument("--dim", type=int, metavar="N", help="keep N dimensions")
+    rank.add_argument("--top", type=positive, metavar="N", help="print the best N only")
+    rank.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
 
     info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info MODEL")
     info.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
@@ -106,7 +138,11 @@ def parser() -> argparse.ArgumentParser:
 def command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
     """A command with the arguments that all have."""
     added: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=help[0].upper() + help[1:], epilog=f"example:  {example.strip()}"
+        name,
+        formatter_class=UNWRAPPED,
+        help=help,
+        description=help[0].upper() + help[1:],
+        epilog=f"example:  {example.strip()}",
     )
     added.set_defaults(run=run)
     added.add_argument(
@@ -115,9 +151,19 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         metavar="MODEL",
         help="folder of a checkpoint, or a hub id (default: google/embeddinggemma-300m)",
     )
-    added.add_argument("--threads", type=int, metavar="N", help="threads for the arithmetic (default: all)")
-    added.add_argument("--quantization", metavar="FORMAT", help="none in this release: float32")
+    added.add_argument("--threads", type=positive, metavar="N", help="threads for the arithmetic (default: all)")
+    added.add_argument("--quantization", type=unserved, metavar="FORMAT", help="none in this release: float32")
     return added
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a positive integer")
+    return int(text)
+
+
+def unserved(text: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"{text!r} is not served by this release; leave it out, for float32")
 
 
 def load(arguments: argparse.Namespace) -> "EmbeddingGemma":
@@ -134,20 +180,25 @@ def texts_of(arguments: argparse.Namespace) -> Iterable[str]:
         return list(arguments.texts)
     if arguments.input is None and sys.stdin.isatty():
         raise InputError("no texts; give them as arguments, with -i FILE, or on stdin")
-    return lines(arguments.input or "-")
+    if arguments.input in (None, "-"):
+        return lines(sys.stdin.buffer, "stdin")
+    return lines(Path(arguments.input).open("rb"), arguments.input)  # now, before a large model is loaded for nothing
 
 
-def lines(name: str) -> Iterator[str]:
+def lines(file: BinaryIO, name: str) -> Iterator[str]:
     """The lines of a UTF-8 file, without their ends; an empty line is an empty text."""
-    with sys.stdin.buffer if name == "-" else Path(name).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
+    number = 0
+    with file:
+        try:
+            for line in file:
+                number += 1
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
-            except UnicodeDecodeError as error:
-                where = "stdin" if name == "-" else name
-                raise InputError(
-                    f"{where}, line {number}: byte {error.start + 1} is not UTF-8; convert the file"
-                ) from None
+        except UnicodeDecodeError as error:
+            where = f"{name}, line {number}: byte {error.start + 1}"
+            raise InputError(f"{where} is not UTF-8; convert the file") from None
+        except OSError as error:
+            raise GemmaError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def run_embed(arguments: argparse.Namespace) -> None:
@@ -156,13 +207,13 @@ def run_embed(arguments: argparse.Namespace) -> None:
 
     texts = texts_of(arguments)
     model = load(arguments)
-    name = "document" if arguments.title and arguments.prompt_name is None else arguments.prompt_name
+    name = "document" if arguments.title is not None and arguments.prompt_name is None else arguments.prompt_name
     prompt = titled(model.resolve_prompt(name), arguments.title)
     kept = writers.Remembered(texts)
-    batches = model.stream(kept, prompt, truncate_dim=arguments.dim)
+    batches = kept.beside(model.stream(kept, prompt, truncate_dim=arguments.dim))
     dim = arguments.dim or model.get_embedding_dimension()
     with writers.destination(arguments.output) as file:
-        writers.WRITERS[arguments.format](file, batches, kept, dim)
+        writers.WRITERS[arguments.format](file, batches, dim)
 
 
 def run_similarity(arguments: argparse.Namespace) -> None:
@@ -177,8 +228,6 @@ def run_similarity(arguments: argparse.Namespace) -> None:
 
 
 def run_rank(arguments: argparse.Namespace) -> None:
-    if arguments.top is not None and arguments.top < 1:
-        raise InputError(f"--top {arguments.top}: expected a positive number")
     texts = list(texts_of(arguments))
     model = load(arguments)
     query = model.encode_query(arguments.query, truncate_dim=arguments.dim)
@@ -189,17 +238,17 @@ def run_rank(arguments: argparse.Namespace) -> None:
         print(f"{place:>3}  {scores[i]:7.4f}  {texts[i]}")
 
 
-def run_info(arguments: argparse.Namespace) -> int:
+def run_info(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, info
 
-    return info.report(hub.locate(named_model(arguments)))
+    info.report(hub.locate(named_model(arguments)))
 
 
-def run_verify(arguments: argparse.Namespace) -> int:
+def run_verify(arguments: argparse.Namespace) -> None:
     from gemma_np import verify
 
     arguments.model = named_model(arguments)
-    return verify.report(lambda: load(arguments), arguments.model, arguments.goldens)
+    verify.report(load(arguments), arguments.model, arguments.goldens)
 
 
 def named_model(arguments: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from gemma_np.errors import CheckpointError, HubError
+from gemma_np.errors import CheckpointError, HubError, InputError
 
 FULL_MODEL = "google/embeddinggemma-300m"
 
@@ -37,10 +37,10 @@ def locate(
     A hub id looks like "google/embeddinggemma-300m". With local_files_only, or HF_HUB_OFFLINE=1 in the environment,
     the network is never used.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):  # os.path: no errors for paths that cannot be
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(
             f"{path} is a file, expected the folder of a checkpoint (with config.json in it) or a hub id"
         )
@@ -64,8 +64,12 @@ def _snapshot(
     cache_folder: str | os.PathLike[str] | None,
     local_files_only: bool,
 ) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
+    if isinstance(token, str):
+        token = token.strip()  # a token that was read from a file ends with a newline
+        if re.fullmatch(r"[!-~]+", token) is None:  # the client would log a header that cannot be sent
+            raise InputError("token holds characters that no token has (or none at all); copy it again")
     try:
         folder = snapshot_download(
             name,
@@ -75,31 +79,44 @@ def _snapshot(
             local_files_only=local_files_only,
             allow_patterns=FILES,
         )
-    except errors.GatedRepoError:
-        raise HubError(
-            f"{name} is gated: accept its licence at https://huggingface.co/{name} with your account, then log in with "
-            "`hf auth login` (or set HF_TOKEN) and try again"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise HubError(f"{name} has no revision {revision!r}; see https://huggingface.co/{name}/commits") from None
-    except errors.RepositoryNotFoundError:
-        raise HubError(
-            f"{name}: there is no such folder here, and no such model on the hub that you may see; check the name, and "
-            "for a private or gated model log in with `hf auth login` (or set HF_TOKEN)"
-        ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise HubError(
-            f"{name}: there is no such folder here, it is not in the cache, and the hub cannot be asked (offline); "
-            "connect once to download it, or pass the path of a folder"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        if status in (401, 403):
-            raise HubError(
-                f"{name}: the hub refuses access ({status}). Accept the licence at https://huggingface.co/{name}, then "
-                "log in with `hf auth login` (or set HF_TOKEN) and try again"
-            ) from None
-        raise HubError(f"{name}: the hub answers with status {status}; try again later") from None
-    except OSError as error:
-        raise HubError(f"{name} cannot be downloaded: {error.strerror or type(error).__name__}; try again") from None
+    except Exception as error:  # the client's errors, its HTTP library's and the system's have no other base in common
+        raise HubError(f"{name}: {_why(name, revision, error)}") from None
     return Path(folder)
+
+
+def _why(name: str, revision: str | None, error: BaseException) -> str:
+    """What went wrong and what to do, in our words: an error's own text may hold a token or a page of HTML."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # the hub failed first, then the cache was tried
+    login = "log in with `hf auth login` (or set HF_TOKEN) and try again"
+    page = f"https://huggingface.co/{name}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.GatedRepoError):
+        return f"it is gated; accept its licence at {page} with your account, then {login}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"there is no revision {revision!r}; see {page}/commits"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "there is no such folder here, and no such model on the hub that you may see; check the name, and for a "
+            f"private or gated model {login}"
+        )
+    if status in (401, 403):
+        return f"the hub refuses access ({status}); accept the licence at {page} with your account, then {login}"
+    if status is not None:
+        return f"the hub answers with status {status}; try again later"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return (
+            "there is no such folder here, it is not (or not completely) in the cache, and the network may not be used "
+            "(local_files_only, HF_HUB_OFFLINE); download it once with the network, or pass the path of a folder"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return "there is no such folder here, and no model on the hub can have this name"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return f"token=True asks for a stored token, but there is none; {login}"
+    system = error.strerror if isinstance(error, OSError) else None
+    return (
+        f"there is no such folder here, and it cannot be downloaded: {system or type(error).__name__}; check the "
+        "connection, and try again"
+    )

@@ -1,10 +1,11 @@
 """`gemma-np info`: what a checkpoint is, its tensors, the memory it takes, which kernels run and why.
 
-Only headers are read, so it answers at once, and also for a checkpoint that the engine refuses.
+Of the weights only headers are read, so it answers at once, and also for a checkpoint that the engine refuses.
 """
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from gemma_np import kernels
@@ -13,11 +14,12 @@ from gemma_np.config import Config, read_config
 from gemma_np.errors import GemmaError
 from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.prompts import known_prompts
-from gemma_np.weights import check_tensors, dense_shapes, trunk_shapes
+from gemma_np.tokenizer import Tokenizer
+from gemma_np.weights import check_tensors, dense_shapes, trunk_shapes, without_prefix
 
 
-def report(folder: Path) -> int:
-    """Print all that is known of a checkpoint. Returns 1, with the reason as the last line, if it cannot be run."""
+def report(folder: Path) -> None:
+    """Print all that is known of a checkpoint; then raise the reason, if it cannot be run."""
     print(f"checkpoint   {folder}")
     tensors: dict[str, Tensor] = {}
     try:
@@ -29,20 +31,19 @@ def report(folder: Path) -> int:
         print_memory(tensors)
         print_kernels()
         print_tensors(tensors)
-        bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        check_tensors(bare, trunk_shapes(config), folder / modules.trunk / "config.json")
+        check_tensors(without_prefix(tensors), trunk_shapes(config), folder / modules.trunk / "config.json")
         for head in modules.heads:
             if isinstance(head, Dense):
                 parts = open_safetensors(folder / head.name / "model.safetensors")
                 print_tensors({f"{head.name}/{name}": tensor for name, tensor in parts.items()})
                 check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
-    except GemmaError as error:
-        if not tensors and list(folder.glob("model*.safetensors*")):
-            print_tensors(open_checkpoint(folder))
-        print(f"cannot run   {error}")
-        return 1
+        Tokenizer(folder / modules.trunk, config)
+    except GemmaError:
+        with suppress(GemmaError):  # the first reason counts
+            print_tensors({} if tensors else open_checkpoint(folder))
+        print("can run      no")
+        raise
     print("can run      yes")
-    return 0
 
 
 def print_model(folder: Path, config: Config, modules: Modules) -> None:

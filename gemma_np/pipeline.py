@@ -5,10 +5,9 @@
 Requests with different prompts and dimensions can share one pass: only embed_ids is costly.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -92,7 +91,7 @@ class Pipeline:
         """
         skips = [prompt_lengths] * len(ids) if isinstance(prompt_lengths, int) else prompt_lengths
         vectors = np.empty((len(ids), self.full_dim), dtype=np.float32)
-        with self._limited():
+        with self._computing():
             for i, (tokens, skip) in enumerate(zip(ids, skips, strict=True)):
                 skip = 0 if self.modules.include_prompt else skip
                 tokens = self._checked_ids(i, tokens)
@@ -119,12 +118,15 @@ class Pipeline:
         vectors = output.truncate(vectors, self._checked_dim(dim), normalized=normalized, normalize=normalize)
         return output.quantize(vectors, precision, ranges, normalized=normalized or normalize)
 
-    def _limited(self) -> AbstractContextManager[Any]:
-        """BLAS on `threads` threads, for a while."""
-        return nullcontext() if self.threads is None else self._blas.limit(limits=self.threads, user_api="blas")
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """BLAS on `threads` threads. What overflows or is NaN is found in the result, and told there."""
+        limited = nullcontext() if self.threads is None else self._blas.limit(limits=self.threads, user_api="blas")
+        with limited, np.errstate(all="ignore"):
+            yield
 
     def token_embeddings(self, tokens: Int32) -> Float32:  # [T] -> [T, D]
-        with self._limited():
+        with self._computing():
             x = model.trunk(tokens, self.weights, self.config)
         self._check_finite(x, [tokens])
         return x

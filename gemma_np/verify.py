@@ -4,18 +4,19 @@ Published by Google (the model card) and by users of the float32 model with sent
 shape with other weights, fine-tuned or synthetic, has other outputs: it is recognised, and told so.
 """
 
-from collections.abc import Callable
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gemma_np.arrays import Float32
-from gemma_np.checkpoint import read_json_object
 from gemma_np.errors import GemmaError
 
 if TYPE_CHECKING:
     from gemma_np.embedder import EmbeddingGemma
+
+SHAPE = (262_144, 768, 1152, 24, 768)  # vocabulary, width, feed-forward, layers, dimensions
 
 # The first entries of the embedding table's row 0 in the published weights, compared to bfloat16's precision.
 ROW_0 = (0.0808246061, -0.0181673598, 0.0229515918, 0.0170709193, -0.099590227, -0.3650278449, 0.0094756298)
@@ -38,30 +39,36 @@ COSINE_TOLERANCE = 1e-5
 Row = tuple[str, str, str, bool]
 
 
-def report(load: Callable[[], "EmbeddingGemma"], name: str, goldens: str | None) -> int:
-    """Print a table of published against computed values. Returns 0 if all agree, else 1."""
-    model = load()
+def report(model: "EmbeddingGemma", name: str, goldens: str | None) -> None:
+    """Print a table of published against computed values; GemmaError if they differ, or cannot be compared."""
     if why := not_the_real_model(model):
-        print(f"{name} is not the published EmbeddingGemma-300m: {why}.")
-        print("Nothing was verified: the published outputs hold for the published weights only.")
-        return 1
+        raise GemmaError(
+            f"{name} is not the published EmbeddingGemma-300m: {why}; nothing was verified, because the published "
+            "outputs hold for the published weights only"
+        )
     rows = [*card_rows(model), *hello_rows(model), *(golden_rows(model, Path(goldens)) if goldens else [])]
     print(f"{'check':<44} {'published':>12} {'here':>12}")
     for check, published, here, good in rows:
         print(f"{check:<44} {published:>12} {here:>12}  {'ok' if good else 'DIFFERS'}")
     if not goldens:
         print("texts longer than the attention window: not checked; --goldens embedding_gemma_goldens.json does")
-    good = all(row[3] for row in rows)
-    print(f"{name}: {'reproduced' if good else 'NOT reproduced'} ({sum(row[3] for row in rows)} of {len(rows)} checks)")
-    return 0 if good else 1
+    agree = sum(row[3] for row in rows)
+    if agree < len(rows):
+        raise GemmaError(
+            f"{name} does not reproduce the published outputs: {len(rows) - agree} of {len(rows)} checks differ; "
+            "download it again, or report this"
+        )
+    print(f"{name}: reproduced, all {len(rows)} checks agree")
 
 
 def not_the_real_model(model: "EmbeddingGemma") -> str | None:
     """What tells this model from the published one, or None."""
     config = model.config
     shape = (config.V, config.D, config.F, len(config.layers), model.full_dim)
-    if shape != (262_144, 768, 1152, 24, 768):
-        return "vocabulary, width, feed-forward, layers and dimensions are {:,}, {}, {}, {}, {}".format(*shape)
+    if shape != SHAPE:
+        return "vocabulary, width, feed-forward, layers and dimensions are {}, {}, {}, {}, {}".format(*shape) + (
+            ", not {}, {}, {}, {}, {}".format(*SHAPE)
+        )
     row = model.weights.embed_tokens.rows(np.array([0]))[0, : len(ROW_0)]
     if not np.allclose(row, ROW_0, rtol=2**-8, atol=0):
         return "it has the same shape, but other weights (synthetic or fine-tuned)"
@@ -92,21 +99,27 @@ def hello_rows(model: "EmbeddingGemma") -> list[Row]:
 
 
 def golden_rows(model: "EmbeddingGemma", path: Path) -> list[Row]:
-    """Whole vectors, among them that of a text over 2048 tokens, which shows an error in the window."""
-    goldens: dict[str, Any] = read_json_object(path)
+    """Whole vectors, among them that of a text over 2048 tokens, which shows an error in the window.
+
+    The file holds lists of {"name": ..., "text": ..., "embedding": [...]}, named queries_768, documents_128 and so on.
+    """
     rows = []
-    for group, entries in goldens.items():
-        kind, _, dim = group.partition("_")
-        if kind not in ("queries", "documents"):
-            continue
-        encode = model.encode_query if kind == "queries" else model.encode_document
-        for entry in entries:
-            try:
-                text, expected = entry["text"], np.array(entry["embedding"], dtype=np.float32)
-            except (TypeError, KeyError):
-                raise GemmaError(f"{path}: {group} has an entry without text and embedding") from None
-            cosine = float(_unit(encode(text, truncate_dim=int(dim))) @ _unit(expected))
-            rows.append((f"{group}: {entry['name']}", "cosine 1", f"{cosine:.7f}", 1 - cosine <= COSINE_TOLERANCE))
+    try:
+        for group, entries in json.loads(path.read_bytes()).items():
+            kind, _, dim = group.partition("_")
+            if kind not in ("queries", "documents"):
+                continue
+            encode = model.encode_query if kind == "queries" else model.encode_document
+            for entry in entries:
+                expected = np.array(entry["embedding"], dtype=np.float32)
+                cosine = float(_unit(encode(entry["text"], truncate_dim=int(dim))) @ _unit(expected))
+                rows.append((f"{group}: {entry['name']}", "cosine 1", f"{cosine:.7f}", 1 - cosine <= COSINE_TOLERANCE))
+    except OSError as error:
+        raise GemmaError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise GemmaError(f"{path} is no file of goldens: {type(error).__name__}: {error}") from None
+    if not rows:
+        raise GemmaError(f"{path} is no file of goldens: it has no queries_... or documents_...")
     return rows
 
 

@@ -53,26 +53,35 @@ class Weights:
     dense: dict[str, DenseWeights]  # by module name: "2_Dense"
 
 
+def tensor_name(i: int, field: str) -> str:
+    """LayerWeights' field -> the tensor's name in layer i."""
+    if field in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "o_proj"):
+        return f"layers.{i}.self_attn.{field}.weight"
+    if field in ("gate_proj", "up_proj", "down_proj"):
+        return f"layers.{i}.mlp.{field}.weight"
+    return f"layers.{i}.{field}.weight"
+
+
 def layer_tensors(config: Config, i: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """LayerWeights' fields -> the tensor's name and shape in layer i."""
     D, F, layer = config.D, config.F, config.layers[i]
     queries, keys = layer.N * layer.H, layer.K * layer.H
     shapes: dict[str, tuple[int, ...]] = {
         "input_layernorm": (D,),
-        "self_attn.q_proj": (queries, D),
-        "self_attn.k_proj": (keys, D),
-        "self_attn.v_proj": (keys, D),
-        "self_attn.q_norm": (layer.H,),
-        "self_attn.k_norm": (layer.H,),
-        "self_attn.o_proj": (D, queries),
+        "q_proj": (queries, D),
+        "k_proj": (keys, D),
+        "v_proj": (keys, D),
+        "q_norm": (layer.H,),
+        "k_norm": (layer.H,),
+        "o_proj": (D, queries),
         "post_attention_layernorm": (D,),
         "pre_feedforward_layernorm": (D,),
-        "mlp.gate_proj": (F, D),
-        "mlp.up_proj": (F, D),
-        "mlp.down_proj": (D, F),
+        "gate_proj": (F, D),
+        "up_proj": (F, D),
+        "down_proj": (D, F),
         "post_feedforward_layernorm": (D,),
     }
-    return {name.rpartition(".")[2]: (f"layers.{i}.{name}.weight", shape) for name, shape in shapes.items()}
+    return {field: (tensor_name(i, field), shape) for field, shape in shapes.items()}
 
 
 def trunk_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -96,7 +105,7 @@ def load_weights(folder: Path, config: Config, modules: Modules) -> Weights:
     float32 tensors are mapped, not copied; bfloat16 and float16 ones are converted, exactly, one by one.
     """
     trunk = folder / modules.trunk
-    tensors = {name.removeprefix("model."): tensor for name, tensor in open_checkpoint(trunk).items()}
+    tensors = without_prefix(open_checkpoint(trunk))
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
     dense = {}
     for head in modules.heads:
@@ -112,8 +121,20 @@ def load_weights(folder: Path, config: Config, modules: Modules) -> Weights:
     return Weights(tensors["embed_tokens.weight"], layers, tensors["norm.weight"].float32(), dense)
 
 
+def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names without the `model.` that some files put in front; WeightsError if two become one."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    for name in tensors.keys() - bare.keys():
+        if name.removeprefix("model.") in tensors:
+            raise WeightsError(
+                f"{tensors[name].path}: {name} and {name.removeprefix('model.')} are both there; expected one"
+            )
+    return bare
+
+
 def check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], config_path: Path) -> None:
-    """WeightsError for tensors that are missing or misshapen; a warning for those that nobody uses."""
+    """WeightsError for tensors that are missing or misshapen, CheckpointError for those of a type that we do not serve;
+    a warning for those that nobody uses."""
     where = next(iter(tensors.values())).path.name if tensors else f"{config_path.parent}/model.safetensors"
     if missing := [name for name in shapes if name not in tensors]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -128,6 +149,7 @@ def check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
                 f"{tensor.path.name}: {name} has shape {tensor.shape}, expected {shape} from {config_path}. "
                 f"`gemma-np info {config_path.parent}` lists the tensors"
             )
+        tensor.stored_dtype()
     if unknown := sorted(tensors.keys() - shapes.keys()):
         log.warning("%s: %d tensors are not used: %s", where, len(unknown), ", ".join(unknown[:5]))
 
@@ -137,7 +159,7 @@ def find_nonfinite(weights: Weights, ids: Sequence[Int32]) -> str | None:
     for i, layer in enumerate(weights.layers):
         for field, values in vars(layer).items():
             if not np.isfinite(values).all():
-                return f"layers.{i}.{field}.weight"
+                return tensor_name(i, field)
     if not np.isfinite(weights.norm).all():
         return "norm.weight"
     for name, parts in weights.dense.items():

@@ -16,9 +16,11 @@ import numpy as np
 
 from gemma_np.arrays import Float32
 
+Batches = Iterable[tuple[list[str], Float32]]  # texts and their vectors, [B, dim]
+
 
 class Remembered(Iterable[str]):
-    """Texts that pass by once, each kept until its vector is written."""
+    """Texts that pass by once, each kept until its vector is there."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -29,86 +31,99 @@ class Remembered(Iterable[str]):
             self.waiting.append(text)
             yield text
 
+    def beside(self, vectors: Iterable[Float32]) -> Batches:
+        """Each batch of vectors with its texts, which are forgotten then."""
+        for batch in vectors:
+            yield [self.waiting.popleft() for _ in batch], batch
+
 
 @contextmanager
 def destination(name: str | None) -> Iterator[IO[bytes]]:
-    """Where output goes: stdout, a device, or a file that appears only when it is complete.
-
-    A regular file is written under another name beside it and renamed at the end; whatever goes wrong before, Ctrl-C
-    and a full disk too, an existing file stays as it was and nothing half-written is left.
-    """
-    if name is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(name)
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            yield file
-        return
+    """Where output goes: stdout, a device, or a file that appears only when it is complete."""
     try:
-        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        if name is None:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        elif os.path.exists(name) and not os.path.isfile(name):
+            with open(name, "wb") as file:
+                yield file
+        else:
+            with replaced(Path(os.path.realpath(name))) as file:  # a link stays a link
+                yield file
     except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from None
+        # the name of our temporary file would help nobody, and a full disk has none
+        where = error.filename if isinstance(error.filename, str) and os.path.exists(error.filename) else None
+        raise OSError(error.errno, error.strerror, where or name or "stdout") from None
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A new content for a file: written under another name beside it, and renamed at the end.
+
+    Whatever goes wrong before, Ctrl-C and a full disk too, an existing file stays as it was and nothing half-written is
+    left. The new file has the old one's permissions.
+    """
+    descriptor, beside = tempfile.mkstemp(prefix=".gemma-np-", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
             yield file
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)  # mkstemp makes files for the owner alone
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
+        os.chmod(beside, mode)  # mkstemp makes files for the owner alone
         os.replace(beside, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or name) from None
     finally:
         with suppress(FileNotFoundError):
             os.unlink(beside)
 
 
 def numbers(row: Float32) -> str:
-    """A vector's entries with commas between. Nine digits are enough to get every float32 back exactly."""
-    return ",".join([f"{value:.9g}" for value in row.tolist()])
+    """A vector's entries with commas between. Nine digits are enough to get every float32 back exactly; for JSON "-0"
+    is the integer 0, so that zeros are written as 0.0 and -0.0."""
+    return ",".join([f"{value:.9g}" if value else str(value) for value in row.tolist()])
 
 
-def write_json(file: IO[bytes], batches: Iterable[Float32], kept: Remembered, dim: int) -> None:
+def write_json(file: IO[bytes], batches: Batches, dim: int) -> None:
     """One list of lists, a vector per line."""
     before = "["
-    for batch in batches:
+    for _, batch in batches:
         for row in batch:
             file.write(f"{before}[{numbers(row)}]".encode())
             before = ",\n"
+        file.flush()
     file.write(b"[]\n" if before == "[" else b"]\n")
 
 
-def write_jsonl(file: IO[bytes], batches: Iterable[Float32], kept: Remembered, dim: int) -> None:
+def write_jsonl(file: IO[bytes], batches: Batches, dim: int) -> None:
     """One object per line: {"text": ..., "embedding": [...]}."""
-    for batch in batches:
-        for row in batch:
-            text = json.dumps(kept.waiting.popleft(), ensure_ascii=False)
-            file.write(f'{{"text": {text}, "embedding": [{numbers(row)}]}}\n'.encode())
+    for texts, batch in batches:
+        for text, row in zip(texts, batch, strict=True):
+            quoted = json.dumps(text, ensure_ascii=False)
+            file.write(f'{{"text": {quoted}, "embedding": [{numbers(row)}]}}\n'.encode())
         file.flush()
 
 
-def write_csv(file: IO[bytes], batches: Iterable[Float32], kept: Remembered, dim: int) -> None:
+def write_csv(file: IO[bytes], batches: Batches, dim: int) -> None:
     """One vector per line, commas between its entries, no header."""
-    for batch in batches:
+    for _, batch in batches:
         for row in batch:
             file.write(f"{numbers(row)}\n".encode())
         file.flush()
 
 
-def write_base64(file: IO[bytes], batches: Iterable[Float32], kept: Remembered, dim: int) -> None:
+def write_base64(file: IO[bytes], batches: Batches, dim: int) -> None:
     """One vector per line: its float32 entries, little-endian, in base64."""
-    for batch in batches:
+    for _, batch in batches:
         for row in batch:
             file.write(base64.b64encode(row.astype("<f4").tobytes()) + b"\n")
         file.flush()
 
 
-def write_npy(file: IO[bytes], batches: Iterable[Float32], kept: Remembered, dim: int) -> None:
+def write_npy(file: IO[bytes], batches: Batches, dim: int) -> None:
     """NumPy's own format, float32 [texts, dim]. Its header says how many rows follow, so they wait on disk."""
     rows = 0
     with tempfile.TemporaryFile() as spool:
-        for batch in batches:
+        for _, batch in batches:
             spool.write(batch.astype("<f4").tobytes())
             rows += len(batch)
         spool.seek(0)
@@ -117,7 +132,7 @@ def write_npy(file: IO[bytes], batches: Iterable[Float32], kept: Remembered, dim
         shutil.copyfileobj(spool, file)
 
 
-WRITERS: dict[str, Callable[[IO[bytes], Iterable[Float32], Remembered, int], None]] = {
+WRITERS: dict[str, Callable[[IO[bytes], Batches, int], None]] = {
     "json": write_json,
     "jsonl": write_jsonl,
     "npy": write_npy,
