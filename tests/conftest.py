@@ -1,0 +1,64 @@
+"""What tests share: a small checkpoint, the data beside the repository, and the packages of the parity extra.
+
+With GEMMA_NP_SKIPS=fail in the environment a skipped test is a failure: there, everything is at hand.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compares with Hugging Face belongs to the parity tests."""
+    for item in items:
+        if "sentence_transformers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.parity)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.skipped and os.environ.get("GEMMA_NP_SKIPS") == "fail":
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but here nothing may be: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete checkpoint of 6 layers, width 64, window 32, with well-behaved float32 weights. Not to be changed."""
+    from make_checkpoint import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small")
+
+
+@pytest.fixture
+def writable(small: Path, tmp_path: Path) -> Path:
+    """A copy of `small` that a test may change."""
+    return Path(shutil.copytree(small, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The development data beside the repository: Gemma's own tokenizer, which may not be shipped, and much text."""
+    path = ROOT.parent / "shared"
+    if not (path / "data").is_dir():
+        pytest.skip("needs the development data in ../shared")
+    return path
+
+
+@pytest.fixture(scope="session")
+def sentence_transformers() -> ModuleType:
+    """Hugging Face's side of a comparison."""
+    pytest.importorskip("torch", reason="needs the extra `parity`: torch, transformers, sentence-transformers")
+    module: ModuleType = pytest.importorskip("sentence_transformers", reason="needs the extra `parity`")
+    return module

@@ -1,0 +1,455 @@
+"""EmbeddingGemma's calls: what goes in, what comes out, what is said when it cannot."""
+
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, InputError, WeightsError
+from gemma_np.errors import GemmaWarning
+from gemma_np.ops import l2_normalize
+
+TEXTS = ["The cat sat on the mat.", "", "Ein Satz auf Deutsch", "猫がマットの上に座った。", "a", "x " * 300]
+
+
+@pytest.fixture(scope="module")
+def model(small: Path) -> EmbeddingGemma:
+    return EmbeddingGemma(small)
+
+
+# ---- shapes, order, kinds of input -------------------------------------------------------------------------------
+
+
+def test_one_string_gives_one_vector_and_a_list_an_array_in_its_order(model: EmbeddingGemma) -> None:
+    vectors = model.encode(TEXTS)
+    assert vectors.shape == (len(TEXTS), model.get_embedding_dimension())
+    assert vectors.dtype == np.float32
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        alone = model.encode(text)
+        assert alone.shape == (model.get_embedding_dimension(),)
+        np.testing.assert_array_equal(alone, vector)
+
+
+def test_no_texts_give_no_vectors(model: EmbeddingGemma) -> None:
+    D = model.get_embedding_dimension()
+    for nothing in ([], (), iter([])):
+        empty = model.encode(nothing)
+        assert empty.shape == (0, D)
+        assert empty.dtype == np.float32
+    assert model.encode([], truncate_dim=16).shape == (0, 16)
+    assert model.encode([], precision="ubinary").shape == (0, D // 8)
+    assert model.encode([], output_value="token_embeddings") == []
+
+
+def test_any_iterable_of_strings_will_do(model: EmbeddingGemma) -> None:
+    expected = model.encode(TEXTS)
+    for inputs in (tuple(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object), iter(TEXTS), (text for text in TEXTS)):
+        np.testing.assert_array_equal(model.encode(inputs), expected)
+    np.testing.assert_array_equal(model.encode(sentences=TEXTS), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 1000])
+def test_the_batch_size_changes_no_bit(model: EmbeddingGemma, batch_size: int) -> None:
+    np.testing.assert_array_equal(model.encode(TEXTS, batch_size=batch_size), model.encode(TEXTS))
+
+
+def test_a_generator_is_consumed_a_batch_at_a_time(model: EmbeddingGemma) -> None:
+    taken: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for i in range(100):
+            taken.append(i)
+            yield f"text {i}"
+
+    stream = model.stream(texts(), batch_size=10)
+    assert next(stream).shape == (10, model.get_embedding_dimension())
+    assert len(taken) == 10
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(model: EmbeddingGemma) -> None:
+    import tracemalloc
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        for _ in model.stream("a short text" for _ in range(n)):
+            pass
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    peak(64)  # what is made once
+    few, many = peak(64), peak(1024)
+    assert many < few * 1.1 + 50_000, f"64 texts: {few}, 1024 texts: {many} bytes"
+
+
+def test_many_threads_may_call_at_once(model: EmbeddingGemma) -> None:
+    expected = model.encode(TEXTS)
+    with ThreadPoolExecutor(4) as pool:
+        for vectors in pool.map(lambda _: model.encode(TEXTS), range(8)):
+            np.testing.assert_array_equal(vectors, expected)
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_put_in_front(model: EmbeddingGemma) -> None:
+    expected = model.encode("task: search result | query: red")
+    for vector in (
+        model.encode("red", prompt_name="query"),
+        model.encode("red", prompt_name="retrieval_query"),
+        model.encode("red", prompt="task: search result | query: "),
+        model.encode_query("red"),
+        model.encode("red", "query"),
+    ):
+        np.testing.assert_array_equal(vector, expected)
+    assert np.abs(model.encode("red") - expected).max() > 1e-3
+
+
+def test_documents_have_their_own_prompt_and_may_have_titles(model: EmbeddingGemma) -> None:
+    expected = model.encode(["title: none | text: a", "title: Cats | text: b"])
+    np.testing.assert_array_equal(model.encode_document(["a", "b"], titles=[None, "Cats"]), expected)
+    np.testing.assert_array_equal(model.encode_document("b", titles="Cats"), expected[1])
+    np.testing.assert_array_equal(model.encode_document("a"), expected[0])
+    np.testing.assert_array_equal(model.encode_document("a", prompt_name="query"), model.encode_query("a"))
+    with pytest.raises(InputError, match="not as many prompts or titles as texts"):
+        model.encode_document(["a", "b"], titles=["Cats"])
+    with pytest.raises(InputError, match="needs the document prompt"):
+        model.encode_document("a", prompt_name="query", titles="Cats")
+
+
+def test_prompts_given_to_the_constructor_win(small: Path) -> None:
+    model = EmbeddingGemma(small, prompts={"query": "Q: ", "mine": "M: "}, default_prompt_name="mine")
+    np.testing.assert_array_equal(model.encode_query("a"), model.encode("a", prompt="Q: "))
+    np.testing.assert_array_equal(model.encode("a"), model.encode("M: a", prompt=""))
+    with pytest.raises(InputError, match="'other' is unknown; known are"):
+        EmbeddingGemma(small, default_prompt_name="other")
+
+
+def test_an_unknown_prompt_lists_the_known_ones(model: EmbeddingGemma) -> None:
+    with pytest.raises(InputError, match=r"prompt_name = 'nonsense' is unknown; known are .*clustering.*query"):
+        model.encode("a", prompt_name="nonsense")
+
+
+def test_a_prompt_that_stands_there_already_is_warned_of(model: EmbeddingGemma) -> None:
+    with pytest.warns(GemmaWarning, match=r"1 of the texts \(numbers 1\) begin with the prompt already"):
+        model.encode_query(["red", "task: search result | query: red"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(["task: search result | query: red"])
+
+
+# ---- length ------------------------------------------------------------------------------------------------------
+
+
+def test_texts_that_are_too_long_are_cut_with_one_warning(model: EmbeddingGemma) -> None:
+    long = "word " * 3000
+    with pytest.warns(GemmaWarning) as record:
+        vectors = model.encode(["short", long, long], batch_size=1)
+    assert [str(warning.message).split(";")[0] for warning in record] == [
+        "2 of the texts (numbers 1, 2) had more than 2,048 tokens and were cut there"
+    ]
+    ids, truncated = model.prepare([long])
+    assert (len(ids[0]), truncated, ids[0][-1]) == (2048, [0], model.tokenizer.suffix[0])
+    np.testing.assert_array_equal(vectors[1], model.embed_ids(ids)[0])
+
+
+def test_truncate_false_raises_instead(model: EmbeddingGemma) -> None:
+    with pytest.raises(InputError, match=r"text 1 has [\d,]+ tokens, .* the model takes 2,048"):
+        model.encode(["short", "word " * 3000], truncate=False)
+
+
+def test_the_limit_can_be_lowered(small: Path) -> None:
+    model = EmbeddingGemma(small)
+    assert model.max_seq_length == model.get_max_seq_length() == 2048
+    model.max_seq_length = 10
+    with pytest.warns(GemmaWarning, match="more than 10 tokens"):
+        model.encode("one two three four five six seven eight nine ten")
+    with pytest.raises(InputError, match="max_seq_length = 0"):
+        model.max_seq_length = 0
+
+
+def test_counting_tokens_counts_prompt_bos_and_eos_before_any_cut(model: EmbeddingGemma) -> None:
+    assert model.count_tokens("") == 2
+    assert model.count_tokens(["", "word " * 3000])[1] > 2048
+    prompted = model.count_tokens("task: search result | query: red")
+    assert model.count_tokens("red", prompt_name="query") == prompted
+
+
+def test_tokenize_gives_padded_ids_and_their_mask(model: EmbeddingGemma) -> None:
+    out = model.tokenize(["", "a cat"])
+    ids, mask = out["input_ids"], out["attention_mask"]
+    assert ids.shape == mask.shape
+    assert ids[0, :2].tolist() == [2, 1]
+    assert mask[0].tolist() == [1, 1] + [0] * (ids.shape[1] - 2)
+    assert mask[1].all()
+    np.testing.assert_array_equal(model.embed_ids([ids[1].astype(np.int32)])[0], model.encode("a cat"))
+
+
+# ---- dimensions, lengths, precision --------------------------------------------------------------------------------
+
+
+def test_every_dimension_up_to_the_models_is_served_and_has_length_one(model: EmbeddingGemma) -> None:
+    full = model.encode(TEXTS)
+    for dim in (1, 3, 16, model.full_dim):
+        cut = model.encode(TEXTS, truncate_dim=dim)
+        expected = l2_normalize(full[:, :dim]) if dim < model.full_dim else full
+        np.testing.assert_array_equal(cut, expected)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 10_000, 2.0, "16", True])
+def test_a_dimension_that_is_not_to_be_had_is_told(model: EmbeddingGemma, small: Path, dim: Any) -> None:
+    with pytest.raises(InputError, match=f"expected an integer from 1 to {model.full_dim}"):
+        model.encode("a", truncate_dim=dim)
+    with pytest.raises(InputError, match=f"expected an integer from 1 to {model.full_dim}"):
+        EmbeddingGemma(small, truncate_dim=dim)
+
+
+def test_the_dimension_of_the_constructor_is_the_default(small: Path, model: EmbeddingGemma) -> None:
+    cut = EmbeddingGemma(small, truncate_dim=16)
+    assert cut.get_embedding_dimension() == cut.get_sentence_embedding_dimension() == 16
+    np.testing.assert_array_equal(cut.encode("a"), model.encode("a", truncate_dim=16))
+    assert cut.encode("a", truncate_dim=20).shape == (20,)
+
+
+def test_fewer_bits(model: EmbeddingGemma) -> None:
+    vectors = model.encode(TEXTS)
+    D = vectors.shape[1]
+    for precision, shape, dtype in (
+        ("int8", (D,), np.int8),
+        ("uint8", (D,), np.uint8),
+        ("binary", (D // 8,), np.int8),
+        ("ubinary", (D // 8,), np.uint8),
+    ):
+        codes = model.encode(TEXTS, precision=precision)
+        assert codes.shape[1:] == shape
+        assert codes.dtype == dtype
+        np.testing.assert_array_equal(codes[2], model.encode(TEXTS[2], precision=precision))
+    ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+    np.testing.assert_array_equal(
+        model.encode(TEXTS, precision="int8", ranges=ranges), model.finish(vectors, precision="int8", ranges=ranges)
+    )
+    with pytest.raises(InputError, match="precision = 'int4', expected one of"):
+        model.encode("a", precision="int4")
+
+
+def test_token_embeddings(model: EmbeddingGemma) -> None:
+    arrays = model.encode(TEXTS, output_value="token_embeddings")
+    for text, array in zip(TEXTS, arrays, strict=True):
+        assert array.shape == (model.count_tokens(text), model.config.D)
+    np.testing.assert_array_equal(model.encode("a", output_value="token_embeddings"), arrays[4])
+    with pytest.raises(InputError, match="output_value = None"):
+        model.encode("a", output_value=None)  # type: ignore[arg-type]
+
+
+def test_a_model_without_normalize_gives_vectors_as_they_are(writable: Path) -> None:
+    modules = json.loads((writable / "modules.json").read_text())
+    (writable / "modules.json").write_text(json.dumps(modules[:-1]))
+    model = EmbeddingGemma(writable)
+    vector = model.encode("a cat")
+    assert abs(np.linalg.norm(vector) - 1) > 1e-3
+    np.testing.assert_array_equal(model.encode("a cat", truncate_dim=16), vector[:16])
+    np.testing.assert_allclose(np.linalg.norm(model.encode("a cat", normalize_embeddings=True)), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(model.encode("a cat", truncate_dim=16, normalize_embeddings=True)), 1, rtol=1e-6
+    )
+    with pytest.raises(InputError, match="no fixed scale"):
+        model.encode("a cat", precision="int8")
+    assert model.encode("a cat", precision="int8", normalize_embeddings=True).dtype == np.int8
+
+
+def test_similarity_goes_by_its_name(model: EmbeddingGemma, small: Path) -> None:
+    a, b = model.encode(["a cat", "a kitten"]), model.encode(["a dog", "a house", "a mouse"])
+    np.testing.assert_allclose(model.similarity(a, b), a @ b.T, atol=1e-6)
+    np.testing.assert_allclose(model.similarity_pairwise(a, b[:2]), np.diag(a @ b[:2].T), atol=1e-6)
+    other = EmbeddingGemma(small, similarity_fn_name="euclidean")
+    assert (other.similarity_fn_name, other.similarity(a, a)[0, 0]) == ("euclidean", 0)
+    with pytest.raises(InputError, match="expected one of cosine, dot"):
+        other.similarity_fn_name = "hamming"
+
+
+# ---- the three steps -----------------------------------------------------------------------------------------------
+
+
+def test_requests_with_different_prompts_and_dimensions_can_share_a_pass(model: EmbeddingGemma) -> None:
+    ids, truncated = model.prepare(["red", "red"], [model.prompts["query"], model.prompts["document"]])
+    assert truncated == []
+    vectors = model.embed_ids(ids)
+    np.testing.assert_array_equal(model.finish(vectors[:1], 16)[0], model.encode_query("red", truncate_dim=16))
+    np.testing.assert_array_equal(model.finish(vectors[1:])[0], model.encode_document("red"))
+
+
+@pytest.mark.parametrize("ids", [[], [[1, 2]], [1.5], [-1], [10**9], ["a"]])
+def test_ids_that_are_none_are_told(model: EmbeddingGemma, ids: Any) -> None:
+    with pytest.raises(InputError, match=r"ids\[0\]"):
+        model.embed_ids([np.array(ids)])
+
+
+def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) -> None:
+    config = json.loads((writable / "1_Pooling" / "config.json").read_text())
+    (writable / "1_Pooling" / "config.json").write_text(json.dumps({**config, "include_prompt": False}))
+    model = EmbeddingGemma(writable)
+    prompt = model.prompts["query"]
+    tokens = model.encode("red", output_value="token_embeddings", prompt=prompt)
+    skip = model.tokenizer.prompt_length(prompt)
+    assert 0 < skip < len(tokens)
+    pooled = {}
+    from gemma_np.model import embed
+
+    ids, _ = model.prepare(["red"], prompt)
+    embed(ids[0], model.weights, model.config, model.modules, skip, lambda name, array: pooled.update({name: array}))
+    np.testing.assert_allclose(pooled["1_Pooling"], tokens[skip:].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.encode_query("red"), model.embed_ids(ids, skip)[0])
+    np.testing.assert_array_equal(model.encode(prompt + "red"), model.embed_ids(ids, 0)[0])  # no prompt to exclude
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "inputs is None, expected a string or strings"),
+        (5, "inputs is int"),
+        (b"bytes", r"inputs is bytes \(decode it first\)"),
+        ({"text": "a"}, "inputs is dict"),
+        (["a", None], "text 1 is None, expected a string"),
+        (["a", b"b"], r"text 1 is bytes \(decode it first\), expected a string"),
+        (["a", 1.5], "text 1 is float"),
+        ([["a", "b"]], "text 0 is list"),
+        (["a", "\ud800"], r"text 1 holds the lone surrogate U\+D800 at character 0"),
+    ],
+)
+def test_what_is_no_text_is_told(model: EmbeddingGemma, inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.encode(inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size = 0, expected a positive integer"),
+        ({"output_dim": 128}, "the keyword is truncate_dim="),
+        ({"task_type": "RETRIEVAL_QUERY"}, "prompt_name='retrieval_query'"),
+        ({"convert_to_tensor": True}, "without torch"),
+        ({"convert_to_numpy": False}, "without torch"),
+        ({"device": "cuda"}, "only on the CPU"),
+        ({"pool": {}}, "threads="),
+    ],
+)
+def test_keywords_that_cannot_be_honoured_say_why(model: EmbeddingGemma, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.encode("a", **options)
+
+
+def test_harmless_keywords_of_sentence_transformers_pass(model: EmbeddingGemma, small: Path) -> None:
+    vector = model.encode("a", convert_to_numpy=True, convert_to_tensor=False, device="cpu", pool=None, chunk_size=5)
+    np.testing.assert_array_equal(vector, model.encode("a"))
+    EmbeddingGemma(small, device="cpu", trust_remote_code=True, backend="torch", model_kwargs={})
+    for keywords, message in (
+        ({"device": "cuda"}, "CPU"),
+        ({"backend": "onnx"}, "backend"),
+        ({"modules": [1]}, "folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            EmbeddingGemma(small, **keywords)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        model.encode("a", nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization": "q9"}, "quantization = 'q9'"),
+        ({"threads": 0}, "threads = 0"),
+        ({"threads": "2"}, "threads = '2'"),
+    ],
+)
+def test_options_of_the_constructor_are_checked(small: Path, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EmbeddingGemma(small, **options)
+
+
+def test_folders_that_are_no_checkpoint_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config.json; expected the folder of a checkpoint"):
+        EmbeddingGemma(tmp_path)
+    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
+        EmbeddingGemma(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file, expected the folder"):
+        EmbeddingGemma(tmp_path / "file")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match=r"model_type = 'bert' .* whose model_type is 'gemma3_text'"):
+        EmbeddingGemma(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["layers.3.mlp.up_proj.weight", "norm.weight", "layers.0.self_attn.k_norm.weight"])
+def test_nan_weights_are_told_by_name(writable: Path, name: str) -> None:
+    path = writable / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[5] = np.nan
+    save_file(tensors, path)
+    model = EmbeddingGemma(writable)
+    with pytest.raises(WeightsError, match=f"{name.split('.')[-2]}.* holds NaN or infinity"):
+        model.encode("a cat")
+
+
+# ---- threads, pickles ----------------------------------------------------------------------------------------------
+
+
+def test_threads_limits_blas_while_it_computes_and_only_then(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from threadpoolctl import threadpool_info
+
+    from gemma_np import pipeline
+
+    def blas_threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    seen = []
+    original = pipeline.model.embed
+    monkeypatch.setattr(pipeline.model, "embed", lambda *args: (seen.append(blas_threads()), original(*args))[1])
+    before = blas_threads()
+    EmbeddingGemma(small, threads=1).encode("a")
+    assert seen == [{1}]
+    assert blas_threads() == before
+
+
+def test_a_pickle_holds_the_source_not_the_weights(small: Path) -> None:
+    model = EmbeddingGemma(small, truncate_dim=16, prompts={"mine": "M: "}, default_prompt_name="mine", threads=1)
+    model.max_seq_length = 100
+    model.similarity_fn_name = "dot"
+    pickled = pickle.dumps(model)
+    assert len(pickled) < 5000
+    copy = pickle.loads(pickled)
+    np.testing.assert_array_equal(copy.encode("a cat"), model.encode("a cat"))
+    assert (copy.max_seq_length, copy.similarity_fn_name, copy.threads, copy.truncate_dim) == (100, "dot", 1, 16)
+
+
+def test_a_relative_path_is_pickled_as_an_absolute_one(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small, tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(EmbeddingGemma("here"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickled).encode("a").shape
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+
+def test_progress_goes_to_stderr_when_asked_for(model: EmbeddingGemma, capsys: pytest.CaptureFixture[str]) -> None:
+    model.encode(TEXTS, show_progress_bar=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Embedding" in captured.err
+    model.encode(TEXTS)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,121 @@
+"""Vectors to bytes: exact, streamed, and never half of a file."""
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_np import writers
+from gemma_np.arrays import Float32
+
+
+def corner_cases() -> Float32:
+    """Zeros of both signs, the smallest and the largest float32, neighbours of 1, and random bits."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32).view(np.float32)
+    special = np.float32([0.0, -0.0, 1, -1, 0.1, 1e-45, 1.1754944e-38, 3.4028235e38, 123456789, 16777216])
+    neighbours = np.nextafter(np.float32([1, 1, 0.5]), np.float32([0, 2, 1]))
+    return np.concatenate([bits[np.isfinite(bits)], special, neighbours])
+
+
+def test_numbers_give_every_float32_back() -> None:
+    values = corner_cases()
+    text = writers.numbers(values)
+    for parsed in (json.loads(f"[{text}]"), text.split(",")):
+        np.testing.assert_array_equal(np.array(parsed, np.float64).astype(np.float32).view("u4"), values.view("u4"))
+
+
+@pytest.mark.parametrize("format", writers.WRITERS)
+def test_vectors_are_written_while_texts_stream_in(format: str, tmp_path: Path) -> None:
+    """A batch is asked for only when the one before is in the file; npy has the number of rows first and must wait."""
+    written = []
+
+    with open(tmp_path / "out", "wb") as file:
+
+        def batches() -> Iterator[tuple[list[str], Float32]]:
+            for _ in range(4):
+                written.append((tmp_path / "out").stat().st_size)
+                yield ["a", "b"], np.ones((2, 3), np.float32)
+
+        writers.WRITERS[format](file, batches(), 3)
+    if format == "npy":
+        assert set(written) == {0}
+        assert np.load(tmp_path / "out").shape == (8, 3)
+    else:
+        assert written == sorted(set(written))
+
+
+def test_texts_are_forgotten_when_their_vectors_are_there() -> None:
+    """Otherwise a long run would keep all its texts in memory, whatever the format."""
+    kept = writers.Remembered(f"text {i}" for i in range(1000))
+
+    def encode() -> Iterator[Float32]:
+        numbers = iter(kept)
+        for first, second in zip(numbers, numbers, strict=True):
+            yield np.array([[int(first[5:])], [int(second[5:])]], np.float32)
+
+    for texts, vectors in kept.beside(encode()):
+        assert texts == [f"text {int(n)}" for n in vectors[:, 0]]
+        assert not kept.waiting
+
+
+def test_npy_can_be_mapped_and_is_little_endian(tmp_path: Path) -> None:
+    with open(tmp_path / "out.npy", "wb") as file:
+        writers.write_npy(file, iter([(["a"], np.float32([[1, 2]]))]), 2)
+    assert np.load(tmp_path / "out.npy", mmap_mode="r").tolist() == [[1, 2]]
+    assert b"'<f4'" in (tmp_path / "out.npy").read_bytes()[:80]
+
+
+def test_json_lines_hold_any_text() -> None:
+    texts = ['"', "\\", "\n", "\u2028", "\0", "日本 🪐", ""]
+    file = io.BytesIO()
+    writers.write_jsonl(file, [(texts, np.zeros((len(texts), 1), np.float32))], 1)
+    lines = file.getvalue().decode().split("\n")[:-1]
+    assert [json.loads(line)["text"] for line in lines] == texts
+    assert "日本" in file.getvalue().decode()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("no")])
+@pytest.mark.parametrize("before", [None, "from yesterday"])
+def test_whatever_goes_wrong_a_file_is_whole_or_not_there(
+    tmp_path: Path, error: BaseException, before: str | None
+) -> None:
+    path = tmp_path / "out"
+    if before is not None:
+        path.write_text(before)
+    with pytest.raises(type(error)), writers.destination(str(path)) as file:  # noqa: PT012
+        file.write(b"half")
+        file.flush()
+        assert len(os.listdir(tmp_path)) == 1 + (before is not None)  # under another name, in the same folder
+        raise error
+    assert os.listdir(tmp_path) == ([] if before is None else ["out"])
+    assert before is None or path.read_text() == before
+
+
+def test_a_failing_rename_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", str(tmp_path / ".gemma-np-x"))
+
+    monkeypatch.setattr(os, "replace", replace)
+    path = tmp_path / "out"
+    with pytest.raises(PermissionError) as caught, writers.destination(str(path)) as file:
+        file.write(b"all")
+    assert caught.value.filename == str(path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_device_is_written_in_place(tmp_path: Path) -> None:
+    with writers.destination(os.devnull) as file:
+        file.write(b"nothing")
+    assert not os.path.isfile(os.devnull)
+
+
+def test_long_names_can_be_written(tmp_path: Path) -> None:
+    name = "".join(repeat("x", 250))  # the longest that most systems have is 255
+    with writers.destination(str(tmp_path / name)) as file:
+        file.write(b"all")
+    assert os.listdir(tmp_path) == [name]
