@@ -1,0 +1,182 @@
+"""The engine against sentence-transformers, live; a float64 reference judges both.
+
+Two float32 engines sum in different orders. On weights with the real model's outliers each is up to 6e-5 away from the
+truth, so "equal" cannot mean a fixed distance between the two: our error must be at most 4 times Hugging Face's own on
+the same text (one text per batch; in other batch orders it differs from itself by up to 3 times that), or 2e-6, the
+rounding of a unit vector's entries through a network without outliers, whichever is larger.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from reference_float64 import Reference
+from zoo import TEXTS, ZOO, text_of
+
+from gemma_np import EmbeddingGemma
+
+pytestmark = pytest.mark.parity
+
+FLOOR = 2e-6
+LENGTHS = (16, 129, 255, 256, 257, 258, 511, 512, 513, 514, 1000, 2048, 3000)
+
+
+@pytest.fixture(scope="session")
+def hugging_face(sentence_transformers: ModuleType) -> Callable[[Path], Any]:
+    """Loads a folder with sentence-transformers, in float32 whatever the file holds."""
+    import torch
+
+    def load(folder: Path) -> Any:
+        return sentence_transformers.SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def full(sentence_transformers: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The full size with Gemma's own tokenizer, and weights with the real model's outliers, in bfloat16."""
+    return full_size(shared, tmp_path_factory.mktemp("full") / "realistic", "realistic", "bfloat16")
+
+
+def full_size(shared: Path, out: Path, weights: str, dtype: str) -> Path:
+    from make_checkpoint import make_checkpoint
+
+    tokenizer = shared / "data" / "embeddinggemma-300m"
+    config = json.loads((tokenizer / "config.json").read_text())
+    return make_checkpoint(out, config, weights=weights, dtype=dtype, tokenizer=tokenizer)
+
+
+class Judge:
+    """One checkpoint in three engines: ours, sentence-transformers, and the float64 reference."""
+
+    def __init__(self, folder: Path, hugging_face: Callable[[Path], Any], theirs: Path | None = None) -> None:
+        self.ours = EmbeddingGemma(folder)
+        self.theirs = hugging_face(theirs or folder)
+        self.reference = Reference(folder)
+
+    def check(self, text: str, prompt_name: str | None, floor: float = FLOOR, factor: float = 4) -> None:
+        """Ids are equal, and our error is within bounds, at the full size and cut to every Matryoshka dimension."""
+        prompt = self.ours.resolve_prompt(prompt_name)
+        ids = self.ours.prepare([text], prompt)[0][0]
+        their_ids = self.theirs.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
+        assert ids.tolist() == their_ids, f"{text[:40]!r}: token ids differ"
+
+        full_dim = self.ours.full_dim
+        truth = self.reference.embed(ids.tolist(), self.ours.tokenizer.prompt_length(prompt) if prompt else 0)
+        for dim in (full_dim, full_dim // 6):
+            expected = truth[:dim]
+            if self.ours.modules.normalizes:
+                expected = expected / np.linalg.norm(expected)
+            options: dict[str, Any] = {"prompt_name": prompt_name, "batch_size": 1, "truncate_dim": dim}
+            mine = self.ours.encode(text, **options)
+            other = self.theirs.encode(text, **options, normalize_embeddings=self.ours.modules.normalizes)
+            size = np.linalg.norm(expected)
+            my_error, their_error = (np.abs(vector - expected).max() / size for vector in (mine, other))
+            cosine = mine @ other / np.linalg.norm(mine) / np.linalg.norm(other)
+            where = f"{len(ids)} tokens, {dim} dimensions: error {my_error:.1e}, Hugging Face's {their_error:.1e}"
+            print(where)
+            assert cosine >= 0.99999, f"{where}, cosine {cosine}"
+            assert my_error <= max(factor * their_error, floor), where
+
+
+# ---- full size -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_judge(full: Path, hugging_face: Callable[[Path], Any]) -> Judge:
+    return Judge(full, hugging_face)
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_the_shortest_texts_at_full_size(full_judge: Judge, text: str) -> None:
+    full_judge.check(text, None)
+
+
+@pytest.mark.filterwarnings("ignore:1 of the texts")  # 3000 tokens are cut at 2048, here as there
+@pytest.mark.parametrize("prompt_name", ["query", "document"])
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_every_length_at_full_size(full_judge: Judge, tokens: int, prompt_name: str) -> None:
+    full_judge.check(text_of(full_judge.ours, tokens, prompt_name), prompt_name)
+
+
+def test_well_behaved_weights_at_full_size_differ_by_rounding_only(
+    hugging_face: Callable[[Path], Any], shared: Path, tmp_path: Path
+) -> None:
+    folder = full_size(shared, tmp_path / "plain", "plain", "float32")
+    ours, theirs = EmbeddingGemma(folder), hugging_face(folder)
+    for tokens in (3, 16, 129, 257, 514, 1000):
+        text = text_of(ours, tokens, None)
+        difference = np.abs(ours.encode(text) - theirs.encode(text)).max()
+        assert difference <= FLOOR, f"{tokens} tokens: {difference:.1e}"
+    shutil.rmtree(folder)
+
+
+def test_every_step_agrees_at_full_size(sentence_transformers: ModuleType, full: Path) -> None:
+    from layer_diff import TOLERANCE, compare, huggingface_steps, our_steps
+
+    model = EmbeddingGemma(full)
+    ids = np.random.default_rng(0).integers(4, model.config.V, 600).astype(np.int32)
+    rows = compare(our_steps(model, ids), huggingface_steps(full, ids), TOLERANCE)
+    assert len(rows) > 24 * 14
+    assert [row for row in rows if not row[2]] == []
+
+
+# ---- the zoo -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:1 of the texts")
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo(name: str, tmp_path: Path, hugging_face: Callable[[Path], Any]) -> None:
+    folder = ZOO[name].make(tmp_path / "ours")
+    judge = Judge(folder, hugging_face, ZOO[name].make_for_hugging_face(tmp_path))
+    for text in TEXTS:
+        for prompt_name in (None, "query", "document"):
+            judge.check(text, prompt_name)
+    window = ZOO[name].radius
+    for tokens in (window, window + 1, window + 2, 2 * window + 1, 2 * window + 2, 300):
+        judge.check(text_of(judge.ours, max(tokens, 2), None), None)
+
+
+@pytest.mark.parametrize("name", ["defaults", "include_prompt_false"])
+def test_a_model_saved_again_by_sentence_transformers_gives_the_same_bits(
+    name: str, tmp_path: Path, hugging_face: Callable[[Path], Any]
+) -> None:
+    folder = ZOO[name].make(tmp_path / "ours")
+    hugging_face(folder).save_pretrained(str(tmp_path / "resaved"))
+    pooling = json.loads((tmp_path / "resaved" / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode"] == "mean", "sentence-transformers writes its older format again; test both"
+    before, after = EmbeddingGemma(folder), EmbeddingGemma(tmp_path / "resaved")
+    assert (before.max_seq_length, before.prompts) == (after.max_seq_length, after.prompts)
+    for text in TEXTS:
+        np.testing.assert_array_equal(before.encode_query(text), after.encode_query(text))
+
+
+def test_whole_calls_agree(tmp_path: Path, hugging_face: Callable[[Path], Any]) -> None:
+    folder = ZOO["defaults"].make(tmp_path / "ours")
+    ours, theirs = EmbeddingGemma(folder), hugging_face(folder)
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=FLOOR)
+    np.testing.assert_allclose(ours.encode_query(TEXTS), theirs.encode_query(TEXTS), atol=FLOOR)
+    np.testing.assert_allclose(ours.encode_document(TEXTS), theirs.encode_document(TEXTS), atol=FLOOR)
+    for one, other in zip(
+        ours.encode(TEXTS, output_value="token_embeddings"),
+        theirs.encode(TEXTS, output_value="token_embeddings"),
+        strict=True,
+    ):
+        # not normalised: entries reach some units after the last norm
+        np.testing.assert_allclose(one, other.numpy(), atol=20 * FLOOR * float(np.abs(one).max()))
+    tokens = theirs.preprocess(TEXTS)
+    for key, array in ours.tokenize(TEXTS).items():
+        np.testing.assert_array_equal(array, tokens[key].numpy())
+    assert ours.get_embedding_dimension() == theirs.get_embedding_dimension()
+    assert ours.max_seq_length == theirs.max_seq_length
+    assert ours.prompts == theirs.prompts
+    assert ours.similarity_fn_name == theirs.similarity_fn_name
+    vectors = ours.encode(TEXTS)
+    np.testing.assert_allclose(ours.similarity(vectors, vectors), theirs.similarity(vectors, vectors), atol=FLOOR)
