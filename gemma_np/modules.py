@@ -4,6 +4,7 @@ Both generations of sentence-transformers' files are read: `pooling_mode_mean_to
 `pooling_mode: "mean"`, `sentence_transformers.models.Dense` and `sentence_transformers.base.modules.dense.Dense`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,16 @@ from gemma_np.config import Config
 from gemma_np.errors import ConfigError
 
 POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+# sentence_bert_config.json's settings that change how a text is read, with the values that do nothing.
+TEXT_SETTINGS: dict[str, tuple[object, ...]] = {
+    "do_lower_case": (False,),
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "processing_kwargs": ({},),
+    "query_length": (),
+    "document_length": (),
+    "query_expansion": (),
+}
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -174,8 +185,10 @@ def read_max_seq_length(trunk: Path, config: Config) -> int:
     path = trunk / "sentence_bert_config.json"
     if path.is_file():
         settings = read_json_object(path)
-        if settings.get("do_lower_case"):
-            raise ConfigError(f"{path}: do_lower_case = true is not served")
+        for key, served in TEXT_SETTINGS.items():
+            if settings.get(key) not in (None, *served):
+                expected = " or ".join(json.dumps(value) for value in (*served, None))
+                raise ConfigError(f"{path}: {key} = {json.dumps(settings[key])} is not served; expected {expected}")
         length = settings.get("max_seq_length")
         if length is not None:
             if type(length) is not int or length < 1:

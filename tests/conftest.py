@@ -13,6 +13,10 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+# Before torch and NumPy start: threads of the one that wait for work busily would take the cores from the other's.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT / "tests"))
 

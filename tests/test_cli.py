@@ -269,7 +269,12 @@ def test_a_table_without_a_reader_is_no_error(process: Any, small: Path) -> None
     assert running.wait() == 0
 
 
-def test_ctrl_c_leaves_an_existing_file_as_it_was(process: Any, small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, b"gemma-np: interrupted\n"), (signal.SIGTERM, 143, b"")]
+)
+def test_a_run_that_is_stopped_leaves_an_existing_file_as_it_was(
+    process: Any, small: Path, tmp_path: Path, number: int, status: int, said: bytes
+) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("from yesterday")
     running = process(
@@ -280,9 +285,9 @@ def test_ctrl_c_leaves_an_existing_file_as_it_was(process: Any, small: Path, tmp
     running.stdin.flush()
     while running.poll() is None and not [path for path in tmp_path.glob(".*") if path.stat().st_size]:
         time.sleep(0.01)  # until vectors have been written; from then on it waits for more texts
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, err = running.communicate()
-    assert (running.returncode, err) == (130, b"gemma-np: interrupted\n")
+    assert (running.returncode, err) == (status, said)
     assert os.listdir(tmp_path) == ["out.jsonl"]
     assert out.read_text() == "from yesterday"
 

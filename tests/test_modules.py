@@ -417,9 +417,21 @@ def test_a_length_is_a_positive_integer(tmp_path: Path, length: object) -> None:
         read_max_seq_length(tmp_path, CONFIG)
 
 
-def test_lower_casing_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "sentence_bert_config.json", {"max_seq_length": 2048, "do_lower_case": True})
-    with pytest.raises(ConfigError, match="do_lower_case = true is not served"):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"do_lower_case": True}, "do_lower_case = true is not served; expected false or null"),
+        (
+            {"processing_kwargs": {"text": {"max_length": 5}}},
+            r"processing_kwargs = .* is not served; expected \{\} or null",
+        ),
+        ({"transformer_task": "fill-mask"}, 'transformer_task = "fill-mask" is not served'),
+        ({"query_length": 32}, "query_length = 32 is not served; expected null"),
+    ],
+)
+def test_settings_that_change_how_texts_are_read_are_refused(tmp_path: Path, setting: object, message: str) -> None:
+    write(tmp_path / "sentence_bert_config.json", {"max_seq_length": 2048, **setting})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=message):
         read_max_seq_length(tmp_path, CONFIG)
 
 
