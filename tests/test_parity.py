@@ -53,6 +53,12 @@ def full_size(shared: Path, out: Path, weights: str, dtype: str) -> Path:
     return make_checkpoint(out, config, weights=weights, dtype=dtype, tokenizer=tokenizer)
 
 
+def test_full_size_weights_behave_like_the_real_ones(full: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from weight_report import report
+
+    assert report(full) == 0, capsys.readouterr().out
+
+
 class Judge:
     """One checkpoint in three engines: ours, sentence-transformers, and the float64 reference."""
 

@@ -13,6 +13,8 @@ far louder than the rest, and here they stay so by a loop:
     -> two rows of down_proj read these neurons alone, and carry half of the feed-forward output's energy
     -> the post-norm's gains in the two channels move the residual there to where it shall be
 
+Queries, keys and gates read the two as well, which gives each of them a part that all tokens share.
+
 A gain is a norm's factor, 1 + weight; the bulk is every channel but the two.
 Letters: T tokens, D hidden size, F feed-forward size, I and O a matrix's inputs and outputs.
 """
@@ -22,10 +24,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import real_stats
-from real_stats import Stat
+from distributions import ascending_gains, heavy_tailed, ordinary
 
 from gemma_np.arrays import AnyArray, Bool, Float32
 from gemma_np.config import Config
+from gemma_np.linear import linear
 from gemma_np.ops import gelu_tanh, rms_norm
 from gemma_np.weights import LayerWeights, layer_tensors, trunk_shapes
 
@@ -35,8 +38,8 @@ Rounding = Callable[[Float32], Float32]  # to what the file's dtype can hold
 TABLE_ROWS = 4096  # of the embedding table at a time: 12 MB at D = 768
 NEURONS = 4  # per layer that carry the outliers
 DECAY = 0.8  # of their heights, from one to the next
-QUIET = 0.1  # what remains of all other weights to and from outliers: else tokens would drown in what they share
-REAL_SIZE = len(real_stats.IDS) * real_stats.D  # entries of an activation in the dump
+QUIET = 0.1  # what remains of weights that would pass the outliers on: else tokens would drown in what they share
+IN_EVERY_TOKEN = 0.6  # mean square of an outlier channel behind a norm, of its extreme's: as loud in every token
 EMBEDDED = 0.8  # the outliers' constant values in the table, of the real rows' extremes
 
 
@@ -59,79 +62,21 @@ def realistic(config: Config, seed: int, rounding: Rounding) -> Blocks:
     return Calibration(config, seed, rounding).blocks()
 
 
-def ordinary(rng: np.random.Generator, shape: tuple[int, ...]) -> Float32:
-    """A matrix [O, I] that keeps its input's size, or a vector of small values."""
-    return normal(rng, shape, 0.1 if len(shape) == 1 else 1 / math.sqrt(shape[1]))
-
-
-def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Float32:
-    values = rng.standard_normal(shape, dtype=np.float32)
-    values *= std
-    return values
-
-
-def heavy_tailed(rng: np.random.Generator, shape: tuple[int, ...], std: float, peak: float) -> Float32:
-    """Normal values whose outer ones are stretched until the largest is `peak`.
-
-    Values beyond 0.6 of the largest, which is 3 standard deviations for a matrix of the real size, are moved outwards
-    in proportion. 1 in 400 is an outlier then, and the standard deviation has grown by a few per cent.
-    """
-    values = normal(rng, shape, std)
-    size = np.abs(values)
-    largest = float(size.max())
-    knee = 0.6 * largest
-    outer = np.nonzero(size > knee)
-    stretched = knee + (size[outer] - knee) * ((peak - knee) / (largest - knee))
-    values[outer] = np.copysign(stretched, values[outer])
-    return values
-
-
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """The shapes of a tensor's blocks of at most TABLE_ROWS rows."""
     for start in range(0, shape[0], TABLE_ROWS):
         yield (min(TABLE_ROWS, shape[0] - start), *shape[1:])
 
 
-def spread(n: int, mean: float, std: float) -> Float32:
-    """n ascending positive values of this mean and standard deviation: the quantiles of a Weibull distribution.
-
-    Its shape k covers what the real gains show: near 1, as in the middle layers, many channels are almost shut.
-    """
-
-    def relative_std(k: float) -> float:
-        return math.sqrt(math.gamma(1 + 2 / k) / math.gamma(1 + 1 / k) ** 2 - 1)
-
-    low, high = 0.3, 20.0
-    for _ in range(50):  # bisection; the relative standard deviation falls as k rises
-        k = math.sqrt(low * high)
-        low, high = (k, high) if relative_std(k) > std / mean else (low, k)
-    scale = mean / math.gamma(1 + 1 / k)
-    quantiles = [scale * (-math.log1p(-(i + 0.5) / n)) ** (1 / k) for i in range(n)]
-    return np.array(quantiles, dtype=np.float32)
-
-
 def coarse(value: float) -> float:
     """To the nearest of 16 steps per octave: what is measured differs in its last digits from one BLAS to the next,
     and the weights should not."""
-    return 2.0 ** (round(math.log2(max(value, 1e-9)) * 16) / 16)
+    return math.exp2(round(math.log2(max(value, 1e-9)) * 16) / 16)
 
 
 def energy(values: Float32) -> float:
     """The sum of squares."""
     return float(np.square(values).sum())
-
-
-def ascending_gains(n: int, stat: Stat, real_n: int) -> Float32:
-    """n gains like a real norm's of real_n: its smallest, a Weibull distribution, its largest.
-
-    The extremes stand apart: the largest of 768 weights alone can make half of their variance.
-    """
-    bulk_mean = stat.mean - (stat.max - stat.mean) / real_n
-    bulk_variance = stat.std**2 - ((stat.max - stat.mean) ** 2 + (stat.min - stat.mean) ** 2) / real_n
-    bulk_std = math.sqrt(max(bulk_variance, (0.25 * (1 + bulk_mean)) ** 2))
-    gains = np.minimum(spread(n, 1 + bulk_mean, bulk_std), 1 + stat.max)
-    gains[0], gains[-1] = 1 + stat.min, 1 + stat.max
-    return gains
 
 
 class Calibration:
@@ -173,7 +118,8 @@ class Calibration:
         rng = np.random.default_rng((self.seed, 1))
         table, rows_seen = real_stats.embedding("weight"), real_stats.embedding("activation")
         scale = math.sqrt(real_stats.D / self.config.D)  # the model multiplies the rows by sqrt(D)
-        constants = np.float32(EMBEDDED / math.sqrt(self.config.D)) * np.float32([rows_seen.max, rows_seen.min])
+        constants = np.array([rows_seen.max, rows_seen.min], dtype=np.float32)
+        constants *= EMBEDDED / math.sqrt(self.config.D)
         for shape in row_blocks((self.config.V, self.config.D)):
             rows = heavy_tailed(rng, shape, table.std * scale, table.loudest * scale)
             rows[:, self.outliers] += constants
@@ -187,7 +133,7 @@ class Calibration:
         shapes = {field: shape for field, (_, shape) in layer_tensors(self.config, i).items()}
         w = LayerWeights(**{field: self.draw(rng, field, shape, depth) for field, shape in shapes.items()})
         neurons = rng.choice(self.config.F, min(NEURONS, self.config.F), replace=False)
-        for reader in (w.q_proj, w.k_proj, w.v_proj, w.gate_proj, w.up_proj):
+        for reader in (w.v_proj, w.up_proj):
             reader[:, self.outliers] *= QUIET
         w.down_proj[:, neurons] *= QUIET
         w.post_attention_layernorm[self.outliers] = QUIET - 1
@@ -197,9 +143,13 @@ class Calibration:
             return real_stats.watch(x, w, at)
 
         self.fit_norm_in_front("input_layernorm", w.input_layernorm, x, depth, at.eps)
+        h = seen()["input_layernorm"]
+        self.fit_reader("self_attn.q_proj", w.q_proj, h, depth)
+        self.fit_reader("self_attn.k_proj", w.k_proj, h, depth)
         self.fit_norm_behind("post_attention_layernorm", w, w.o_proj, seen()["self_attn.o_proj"], depth, at.eps)
         mid = seen()["residual_mid"]
         self.fit_norm_in_front("pre_feedforward_layernorm", w.pre_feedforward_layernorm, mid, depth, at.eps)
+        self.fit_reader("mlp.gate_proj", w.gate_proj, seen()["pre_feedforward_layernorm"], depth)
         self.light_neurons(w, neurons, seen(), depth)
         self.load_outlier_rows(w, neurons, seen(), depth, at.eps)
         self.fit_norm_behind("post_feedforward_layernorm", w, w.down_proj, seen()["mlp.down_proj"], depth, at.eps)
@@ -214,12 +164,12 @@ class Calibration:
             scale = math.sqrt((real_stats.F if field == "down_proj" else real_stats.D) / shape[1])
             return self.rounding(heavy_tailed(rng, shape, stat.std * scale, stat.peak * scale))
         n = shape[0]
+        real_n = real_stats.D
+        order: AnyArray = np.argsort(-self.loudness)  # in front: the loudest get the smallest
         if field in ("q_norm", "k_norm"):
-            order, real_n = rng.permutation(n), real_stats.H
-        elif field in ("input_layernorm", "pre_feedforward_layernorm"):
-            order, real_n = np.argsort(-self.loudness), real_stats.D
-        else:
-            order, real_n = np.argsort(self.loudness + 0.3 * rng.standard_normal(n)), real_stats.D
+            real_n, order = real_stats.H, rng.permutation(n)
+        elif field in ("post_attention_layernorm", "post_feedforward_layernorm"):
+            order = np.argsort(self.loudness + 0.3 * rng.standard_normal(n))
         gains = np.empty(n, dtype=np.float32)
         gains[order] = ascending_gains(n, stat, real_n)
         return self.rounding(gains - 1)
@@ -237,12 +187,12 @@ class Calibration:
         wanted = target.std**2 * out.size - energy(out[:, self.outliers])
         gains[self.bulk] *= coarse(math.sqrt(wanted / energy(out[:, self.bulk])))
         loudest = np.abs(u * gains).max(axis=0)
-        for c in np.flatnonzero(loudest > 1.5 * target.loudest):
+        for c in np.flatnonzero(loudest > 1.5 * target.loudest).tolist():
             gains[c] *= coarse(target.loudest / float(loudest[c]))
         weight[:] = self.rounding(gains - 1)
 
     def fit_norm_behind(self, field: str, w: LayerWeights, proj: Float32, y: Float32, depth: float, eps: float) -> None:
-        """Bring the bulk of a post-norm's output to the real standard deviation without the two extremes.
+        """Bring the bulk of a post-norm's output to the real standard deviation without the outlier channels.
 
         The gains are the real ones; what has to give is how loud the rows of `proj` are, the projection in front.
         A row's scale is its gain to the power of a tilt: above 0 where loud channels are loud in the projection too
@@ -252,7 +202,8 @@ class Calibration:
         weight: Float32 = getattr(w, field)
         gains = 1 + weight
         relative = np.abs(gains) / float(np.median(np.abs(gains)))
-        wanted = math.sqrt(max(target.std**2 - (target.min**2 + target.max**2) / REAL_SIZE, 0.1 * target.std**2))
+        outliers = IN_EVERY_TOKEN * (target.min**2 + target.max**2) / real_stats.D
+        wanted = math.sqrt(max(target.std**2 - outliers, 0.1 * target.std**2))
 
         def row_scales(tilt: float) -> Float32:
             scales = np.where(self.bulk, np.clip(relative, 0.25, 4) ** tilt, 1)
@@ -272,6 +223,18 @@ class Calibration:
         peak = float(np.abs(proj).max())
         proj[:] = self.rounding(np.clip(proj * row_scales(tilt)[:, None], -peak, peak))
 
+    def fit_reader(self, name: str, proj: Float32, h: Float32, depth: float) -> None:
+        """Let a projection read the outliers until its output meets the real standard deviation.
+
+        So queries, keys and gates get a part that is the same for all tokens. It makes the network sound: without it,
+        attention hangs on details of the text, and 24 layers multiply a small change of the input by 4,000, not by 12.
+        """
+        constant = linear(h[:, self.outliers], proj[:, self.outliers])
+        wanted = real_stats.activation(name, depth).std ** 2 * constant.size - energy(linear(h, proj) - constant)
+        peak = float(np.abs(proj).max())
+        proj[:, self.outliers] *= coarse(math.sqrt(max(wanted, 0) / energy(constant)))
+        proj[:] = self.rounding(np.clip(proj, -peak, peak))
+
     def light_neurons(self, w: LayerWeights, neurons: AnyArray, seen: dict[str, Float32], depth: float) -> None:
         """Let a few neurons read the outliers alone, and fire as high as the standard deviation allows: between 0.4
         and 0.8 of the real extreme. Gate and up share the height as they do in the real model."""
@@ -286,7 +249,7 @@ class Calibration:
         room = max(target.std**2 * a.size - energy(a), 0)
         share = math.sqrt(room / (energy(np.square(signal / strongest)) * sum(height**2 for height in heights)))
         height = min(max(share, 0.4 * target.loudest), 0.8 * target.loudest)
-        steps = 2.0 ** (np.arange(-160, 80, dtype=np.float32) / 8)  # of gate, to find gelu(gate) * up = height
+        steps = np.exp2(np.arange(-160, 80, dtype=np.float32) / 8)  # of gate, to find gelu(gate) * up = height
         for n, factor in zip(neurons, heights, strict=True):
             gate = float(steps[np.argmax(gelu_tanh(steps) * steps * gate_to_up >= height * factor)])
             for proj, value in ((w.gate_proj, gate), (w.up_proj, gate * gate_to_up)):
@@ -313,10 +276,9 @@ class Calibration:
         """Choose the post-norm's gains in the outlier channels so that the residual arrives at its goals."""
         high = 1 + real_stats.weight("post_feedforward_layernorm", depth).max
         for c, goal in zip(self.outliers, self.goals(seen, depth), strict=True):
-            gain = 1 + float(w.post_feedforward_layernorm[c])
-            moved = float(seen["post_feedforward_layernorm"][:, c].mean())
             way = goal - float(seen["residual_mid"][:, c].mean())
-            w.post_feedforward_layernorm[c] = coarse(min(gain * way / moved, high)) - 1
+            moved = float(seen["post_feedforward_layernorm"][:, c].mean())  # by a gain of 1
+            w.post_feedforward_layernorm[c] = coarse(min(way / moved, high)) - 1
         w.post_feedforward_layernorm[:] = self.rounding(w.post_feedforward_layernorm)
 
     def goals(self, seen: dict[str, Float32], depth: float) -> tuple[float, float]:
