@@ -21,9 +21,9 @@ from gemma_np import EmbeddingGemma, GemmaError
 from gemma_np.model import embed
 from gemma_np.modules import read_modules
 
-# Hugging Face's own float32 rounding grows along the layers: on weights with the real model's outliers, single steps
-# of the last layers are a few 1e-5 of their largest value away from float64. A wrong equation shows at 1e-2.
-TOLERANCE = 2e-4
+# Rounding grows along the layers: on weights with the real model's outliers two float32 engines are up to 3e-4 of a
+# step's largest value apart in single steps of the last layers. A wrong equation shows at 1e-2.
+TOLERANCE = 1e-3
 Array = np.ndarray[Any, Any]
 
 

@@ -146,6 +146,8 @@ class Calibration:
         h = seen()["input_layernorm"]
         self.fit_reader("self_attn.q_proj", w.q_proj, h, depth)
         self.fit_reader("self_attn.k_proj", w.k_proj, h, depth)
+        self.fit_head_norm("self_attn.q_norm", w.q_norm, seen(), depth)
+        self.fit_head_norm("self_attn.k_norm", w.k_norm, seen(), depth)
         self.fit_norm_behind("post_attention_layernorm", w, w.o_proj, seen()["self_attn.o_proj"], depth, at.eps)
         mid = seen()["residual_mid"]
         self.fit_norm_in_front("pre_feedforward_layernorm", w.pre_feedforward_layernorm, mid, depth, at.eps)
@@ -234,6 +236,12 @@ class Calibration:
         peak = float(np.abs(proj).max())
         proj[:, self.outliers] *= coarse(math.sqrt(max(wanted, 0) / energy(constant)))
         proj[:] = self.rounding(np.clip(proj, -peak, peak))
+
+    def fit_head_norm(self, name: str, weight: Float32, seen: dict[str, Float32], depth: float) -> None:
+        """Scale the gains of a head's norm so that its output meets the real standard deviation: with larger ones,
+        attention would hang on single tokens, and on rounding."""
+        scale = real_stats.activation(name, depth).std / float(seen[name].std())
+        weight[:] = self.rounding(coarse(min(max(scale, 0.5), 2)) * (1 + weight) - 1)
 
     def light_neurons(self, w: LayerWeights, neurons: AnyArray, seen: dict[str, Float32], depth: float) -> None:
         """Let a few neurons read the outliers alone, and fire as high as the standard deviation allows: between 0.4
