@@ -52,8 +52,12 @@ def test_gelu_is_the_tanh_form() -> None:
     x = np.concatenate([np.linspace(-12, 12, 4001, dtype=np.float32), np.float32([0, -0.0, 1e-30, 88, -88, 1e18])])
     x64 = x.astype(np.float64)
     expected = 0.5 * x64 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x64 + 0.044715 * x64**3)))
-    # 1 + tanh(...) is a float32 near 0 for negative x: its absolute error of a few units is multiplied by x / 2
-    np.testing.assert_allclose(ops.gelu_tanh(x), expected, rtol=1e-6, atol=12 * 8 * EPS)
+    # 1 + tanh(...) is between 0 and 2 and has a few float32 roundings, and all of it is multiplied by x / 2
+    with np.errstate(over="ignore"):  # x^3 at 1e18: tanh(inf) is 1
+        error = np.abs(ops.gelu_tanh(x) - expected)
+    assert (error <= 6 * EPS * np.abs(x64)).all(), (
+        f"worst at x = {x[(error / np.maximum(np.abs(x64), 1e-30)).argmax()]}"
+    )
     # the erf form differs by up to 5e-4, so it would be seen
     erf = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x64])
     assert np.abs(erf - expected).max() > 1e-4
