@@ -49,6 +49,12 @@ def test_what_exists_is_kept_unless_force_is_given(tmp_path: Path) -> None:
     assert digest(out) != before
 
 
+def test_dtypes_have_short_names(tmp_path: Path) -> None:
+    assert run(tmp_path / "short", "--dtype", "bf16").returncode == 0
+    assert digest(tmp_path / "short") == digest(make_checkpoint(tmp_path / "long", dtype="bfloat16"))
+    assert run(tmp_path / "none", "--dtype", "int8").returncode == 2
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(GemmaError, match="has no tokenizer"):
         make_checkpoint(tmp_path / "out", tokenizer=tmp_path)

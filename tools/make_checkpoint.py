@@ -32,6 +32,7 @@ from gemma_np.prompts import DOCUMENT, SEARCH
 from gemma_np.weights import dense_shapes, trunk_shapes
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 Head = tuple[int, int, bool, str]  # a Dense module: inputs, outputs, bias, activation
 
 SMALL: dict[str, Any] = {
@@ -257,7 +258,13 @@ def main() -> int:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
     parser.add_argument("--size", choices=["small", "full"], default="small", help="full: EmbeddingGemma-300m's shape")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument(
+        "--dtype",
+        type=lambda name: SHORT.get(name, name),
+        choices=list(DTYPES),
+        default="float32",
+        help="or f32, bf16, f16",
+    )
     parser.add_argument(
         "--weights", choices=["plain", "realistic"], help="default: realistic for full, plain for small"
     )
