@@ -1,6 +1,7 @@
 """`gemma-np info`: what a checkpoint is, its tensors, the memory it takes, which kernels run and why.
 
-Of the weights only headers are read, so it answers at once, and also for a checkpoint that the engine refuses.
+Of the weights only headers are read; the tokenizer is opened, which takes a second for Gemma's. It answers also for a
+checkpoint that the engine refuses.
 """
 
 import math
@@ -28,15 +29,18 @@ def report(folder: Path) -> None:
         config = config if config and not modules.trunk else read_config(folder / modules.trunk)
         print_model(folder, config, modules)
         tensors = open_checkpoint(folder / modules.trunk)
-        print_memory(tensors)
         print_kernels()
         print_tensors(tensors)
+        everything = dict(tensors)
         check_tensors(without_prefix(tensors), trunk_shapes(config), folder / modules.trunk / "config.json")
         for head in modules.heads:
             if isinstance(head, Dense):
                 parts = open_safetensors(folder / head.name / "model.safetensors")
-                print_tensors({f"{head.name}/{name}": tensor for name, tensor in parts.items()})
+                named = {f"{head.name}/{name}": tensor for name, tensor in parts.items()}
+                print_tensors(named)
                 check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
+                everything |= named
+        print_memory(everything)
         Tokenizer(folder / modules.trunk, config)
     except GemmaError:
         with suppress(GemmaError):  # the first reason counts
@@ -76,7 +80,7 @@ def print_memory(tensors: dict[str, Tensor]) -> None:
     how = "mapped" if dtypes == ["F32"] else "converted to float32"
     megabytes = 4 * sum(math.prod(tensor.shape) for tensor in layers) / 1e6
     print(f"parameters   {parameters:,} in {', '.join(dtypes)}")
-    print(f"memory       {megabytes:,.0f} MB of layers, {how}; the embedding table stays in the file, rows are read")
+    print(f"memory       {megabytes:,.0f} MB of weights, {how}; the embedding table stays in the file, rows are read")
 
 
 def print_kernels() -> None:
