@@ -24,6 +24,8 @@ def work(engine: str, checkpoint: str) -> None:
     """A worker: loads, then for each line of stdin (token ids) prints milliseconds and the vector's first entries."""
     start = time.perf_counter()
     if engine == "numpy":
+        from threadpoolctl import threadpool_info
+
         from gemma_np import EmbeddingGemma
 
         ours = EmbeddingGemma(checkpoint)
@@ -32,7 +34,7 @@ def work(engine: str, checkpoint: str) -> None:
             return ours.embed_ids([np.array(ids, dtype=np.int32)])[0]
 
         run(ours.prepare(["hello world"])[0][0].tolist())
-        threads = max(pool["num_threads"] for pool in ours._blas.info() if pool["user_api"] == "blas")
+        threads = max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
     else:
         import torch
         from sentence_transformers import SentenceTransformer

@@ -13,8 +13,8 @@ from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.batches import chunked, gathered, paired, split
 from gemma_np.errors import GemmaWarning, InputError
-from gemma_np.modules import SIMILARITIES, read_defaults
-from gemma_np.pipeline import Pipeline, described
+from gemma_np.modules import read_defaults
+from gemma_np.pipeline import Pipeline, described, prompted
 from gemma_np.prompts import prompt_named, titled
 
 Texts = str | Iterable[str]
@@ -69,12 +69,12 @@ class EmbeddingGemma(Pipeline):
             local_files_only=local_files_only,
         )
         super().__init__(folder, threads)
-        in_cache = {"revision": revision, "cache_folder": cache_folder, "local_files_only": local_files_only}
-        # A folder of the hub's cache is named after its commit: a copy elsewhere shall be of the same one.
-        in_cache["revision"] = folder.name if folder.parent.name == "snapshots" else revision
-        self._source = (
-            (str(self.folder), {}) if os.path.isdir(os.path.expanduser(source)) else (os.fspath(source), in_cache)
-        )
+        self._source: tuple[str, dict[str, Any]] = str(self.folder), {}
+        if not os.path.isdir(os.path.expanduser(source)):
+            # A folder of the hub's cache is named after its commit: a pickle's copy elsewhere shall be of the same one.
+            commit = folder.name if folder.parent.name == "snapshots" else revision
+            in_cache = {"revision": commit, "cache_folder": cache_folder, "local_files_only": local_files_only}
+            self._source = os.fspath(source), in_cache
         defaults = read_defaults(folder)
         self.prompts: dict[str, str] = {"query": "", "document": "", **defaults.prompts, **(prompts or {})}
         self.default_prompt_name = default_prompt_name or defaults.default_prompt_name
@@ -126,8 +126,8 @@ class EmbeddingGemma(Pipeline):
             )
         if output_value == "token_embeddings" and precision != "float32":
             raise InputError(f"precision = {precision!r} is for sentence embeddings; token embeddings are float32")
-        if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
-            raise InputError(f"inputs is {described(texts)}, expected a string or strings")
+        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+            raise InputError(f"inputs is {described(texts)}, expected strings")
         dim = self.truncate_dim if truncate_dim is None else truncate_dim
         self.finish(np.empty((0, self.full_dim), np.float32), dim, normalize_embeddings, precision, ranges)  # check now
         doubled: list[int] = []
@@ -271,8 +271,8 @@ class EmbeddingGemma(Pipeline):
 
     def count_tokens(self, texts: Texts, prompt_name: str | None = None, prompt: str | None = None) -> Any:
         """How many tokens a text has, prompt, BOS and EOS included, before any cut: an int, or a list for a list."""
-        before = self.resolve_prompt(prompt_name, prompt)
-        _, lengths = self.tokenizer.encode([before + text for text in ([texts] if isinstance(texts, str) else texts)])
+        each = [texts] if isinstance(texts, str) else list(texts)
+        _, lengths = self.tokenizer.encode(prompted(each, self.resolve_prompt(prompt_name, prompt)))
         return lengths[0] if isinstance(texts, str) else lengths
 
     def get_max_seq_length(self) -> int:
@@ -292,8 +292,8 @@ class EmbeddingGemma(Pipeline):
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str) -> None:
-        if value not in SIMILARITIES:
-            raise InputError(f"similarity_fn_name = {value!r}, expected one of {', '.join(SIMILARITIES)}")
+        if value not in similarity.NAMES:
+            raise InputError(f"similarity_fn_name = {value!r}, expected one of {', '.join(similarity.NAMES)}")
         self._similarity_fn_name = value
 
     def _warn(self, cut: list[int], doubled: list[int]) -> None:

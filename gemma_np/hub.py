@@ -19,8 +19,8 @@ FILES = [
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
-    "[0-9]_*/*.json",
-    "[0-9]_*/model.safetensors",
+    "[0-9]*_*/*.json",
+    "[0-9]*_*/model*.safetensors",
 ]
 
 

@@ -7,7 +7,7 @@ from gemma_np.errors import InputError
 NO_TORCH = "gemma_np runs on NumPy, without torch"
 ONE_PROCESS = "one process uses all cores here; choose their number with threads="
 
-# keyword -> (values that change nothing here, why the others are refused); an empty tuple: any value passes
+# keyword -> (values that change nothing here, why the others are refused); None: any value passes, (): none does
 ENCODE: dict[str, tuple[tuple[object, ...] | None, str]] = {
     "convert_to_numpy": ((True, None), f"vectors are always NumPy arrays: {NO_TORCH}"),
     "convert_to_tensor": (

@@ -12,6 +12,7 @@ from typing import Any
 from gemma_np.checkpoint import read_json, read_json_object
 from gemma_np.config import Config
 from gemma_np.errors import ConfigError
+from gemma_np.similarity import NAMES
 
 POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 # sentence_bert_config.json's settings that change how a text is read, with the values that do nothing.
@@ -24,7 +25,6 @@ TEXT_SETTINGS: dict[str, tuple[object, ...]] = {
     "document_length": (),
     "query_expansion": (),
 }
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,6 @@ def read_defaults(folder: Path) -> Defaults:
     if dim is not None and (type(dim) is not int or dim < 1):
         raise ConfigError(f"{path}: truncate_dim = {dim!r}, expected a positive integer or null")
     similarity = settings.get("similarity_fn_name") or "cosine"
-    if similarity not in SIMILARITIES:
-        raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(SIMILARITIES)}")
+    if similarity not in NAMES:
+        raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(NAMES)}")
     return Defaults({key: prompt or "" for key, prompt in prompts.items()}, name, similarity, dim)

@@ -66,15 +66,7 @@ class Pipeline:
         first    the number of texts[0] in messages
         returns  int32 arrays, and the numbers of the texts that were cut
         """
-        each = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
-        if len(each) != len(texts):
-            raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
-        for what, strings in (("text", texts), ("the prompt of text", each)):
-            for i, string in enumerate(strings, first):
-                if not isinstance(string, str):
-                    raise InputError(f"{what} {i} is {described(string)}, expected a string")
-        prompted = [prompt + text for prompt, text in zip(each, texts, strict=True)]
-        ids, lengths = self.tokenizer.encode(prompted, self.max_seq_length, first)
+        ids, lengths = self.tokenizer.encode(prompted(texts, prompts, first), self.max_seq_length, first)
         truncated = [i for i, length in enumerate(lengths, first) if length > self.max_seq_length]
         if truncated and not truncate:
             raise InputError(
@@ -160,6 +152,20 @@ class Pipeline:
                 f"{self.folder}: a result is not finite: {find_nonfinite(self.weights, ids) or 'an activation'} holds "
                 "NaN or infinity; the checkpoint is damaged, download or convert it again"
             )
+
+
+def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0) -> list[str]:
+    """Each text with its prompt in front; InputError for what is no text."""
+    if isinstance(texts, str):
+        raise InputError("one string was passed where a list of strings is expected; put it into a list")
+    each = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
+    if len(each) != len(texts):
+        raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
+    for what, strings in (("text", texts), ("the prompt of text", each)):
+        for i, string in enumerate(strings, first):
+            if not isinstance(string, str):
+                raise InputError(f"{what} {i} is {described(string)}, expected a string")
+    return [prompt + text for prompt, text in zip(each, texts, strict=True)]
 
 
 def described(value: object) -> str:

@@ -316,7 +316,7 @@ def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (None, "inputs is None, expected a string or strings"),
+        (None, "inputs is None, expected strings"),
         (5, "inputs is int"),
         (b"bytes", r"inputs is bytes \(decode it first\)"),
         ({"text": "a"}, "inputs is dict"),
@@ -330,6 +330,19 @@ def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) 
 def test_what_is_no_text_is_told(model: EmbeddingGemma, inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         model.encode(inputs)
+
+
+def test_one_string_is_never_taken_for_a_list_of_letters(model: EmbeddingGemma) -> None:
+    with pytest.raises(InputError, match="inputs is str, expected strings"):
+        next(model.stream("abc"))
+    with pytest.raises(InputError, match="one string was passed where a list of strings is expected"):
+        model.prepare("abc")
+
+
+@pytest.mark.parametrize("call", ["count_tokens", "tokenize"])
+def test_counting_and_tokenizing_refuse_what_is_no_text(model: EmbeddingGemma, call: str) -> None:
+    with pytest.raises(InputError, match=r"text 1 is bytes \(decode it first\), expected a string"):
+        getattr(model, call)(["a", b"b"])
 
 
 @pytest.mark.parametrize(
