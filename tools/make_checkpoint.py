@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -21,18 +21,20 @@ from typing import IO, Any
 import numpy as np
 import synthetic_weights
 from small_tokenizer import small_tokenizer
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from gemma_np import GemmaError
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint import to_float32
-from gemma_np.config import Config, read_config
+from gemma_np.config import read_config
 from gemma_np.modules import Dense
 from gemma_np.prompts import DOCUMENT, SEARCH
 from gemma_np.weights import dense_shapes, trunk_shapes
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+Blocks = Iterator[tuple[str, Float32]]  # tensors by name
 Head = tuple[int, int, bool, str]  # a Dense module: inputs, outputs, bias, activation
 
 SMALL: dict[str, Any] = {
@@ -119,11 +121,17 @@ def make_checkpoint(
         write_json(folder / "config.json", {**config, "dtype": dtype})
         parsed = read_config(folder)
         if tokenizer is None:
-            write_tokenizer(folder, parsed)
+            write_tokenizer(folder, small_tokenizer(), parsed.max_positions)
         else:
             copy_descriptions(tokenizer, folder)
-        heads = [(parsed.D, 4 * parsed.D, False, "Identity"), (4 * parsed.D, parsed.D, False, "Identity")]
-        write_modules(folder, parsed, heads if dense is None else dense, normalize, include_prompt, seed, dtype)
+        if dense is None:
+            dense = [(parsed.D, 4 * parsed.D, False, "Identity"), (4 * parsed.D, parsed.D, False, "Identity")]
+
+        def head_weights(number: int, shapes: dict[str, tuple[int, ...]]) -> Blocks:
+            rng = np.random.default_rng((seed, 1_000_000 + number))
+            return ((name, synthetic_weights.dense(rng, shape)) for name, shape in shapes.items())
+
+        write_modules(folder, parsed.D, dense, head_weights, dtype, normalize, include_prompt)
         if weights == "realistic":
             blocks = synthetic_weights.realistic(parsed, seed, lambda values: to_float32(stored(values, dtype)))
         else:
@@ -144,8 +152,9 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_tokenizer(folder: Path, config: Config) -> None:
-    small_tokenizer().save(str(folder / "tokenizer.json"))
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_positions: int) -> None:
+    """The tokenizer with its settings, the limit in tokens and the prompts."""
+    tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     write_json(
         folder / "tokenizer_config.json",
@@ -153,13 +162,13 @@ def write_tokenizer(folder: Path, config: Config) -> None:
             "tokenizer_class": "GemmaTokenizer",
             "add_bos_token": True,
             "add_eos_token": True,
-            "model_max_length": config.max_positions,
+            "model_max_length": max_positions,
             "padding_side": "right",
             **special,
         },
     )
     write_json(folder / "special_tokens_map.json", special)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_positions, "do_lower_case": False})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_positions, "do_lower_case": False})
     write_json(
         folder / "config_sentence_transformers.json",
         {"prompts": PROMPTS, "default_prompt_name": None, "similarity_fn_name": "cosine"},
@@ -176,9 +185,15 @@ def copy_descriptions(source: Path, folder: Path) -> None:
 
 
 def write_modules(
-    folder: Path, config: Config, dense: Sequence[Head], normalize: bool, include_prompt: bool, seed: int, dtype: str
+    folder: Path,
+    width: int,
+    dense: Sequence[Head],
+    weights: Callable[[int, dict[str, tuple[int, ...]]], Blocks],
+    dtype: str,
+    normalize: bool = True,
+    include_prompt: bool = True,
 ) -> None:
-    """modules.json and the folders that it names."""
+    """modules.json and the folders that it names; weights(number, shapes) yields the tensors of a Dense module."""
     modules = ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalize]
     paths = ["", *(f"{i}_{name}" for i, name in enumerate(modules[1:], 1))]
     rows = [
@@ -187,22 +202,20 @@ def write_modules(
     ]
     write_json(folder / "modules.json", rows)
     modes = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-    pooling = {"word_embedding_dimension": config.D, "pooling_mode_mean_tokens": True, "include_prompt": include_prompt}
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "include_prompt": include_prompt}
     write_json(folder / "1_Pooling" / "config.json", {**pooling, **{f"pooling_mode_{mode}": False for mode in modes}})
     for number, (path, (inputs, outputs, bias, activation)) in enumerate(zip(paths[2:], dense, strict=False)):
         kind = {"Identity": "linear.Identity", "Tanh": "activation.Tanh"}[activation]
         settings = {"in_features": inputs, "out_features": outputs, "bias": bias}
         write_json(folder / path / "config.json", {**settings, "activation_function": f"torch.nn.modules.{kind}"})
         shapes = dense_shapes(Dense(path, inputs, outputs, bias, activation))
-        rng = np.random.default_rng((seed, 1_000_000 + number))
-        blocks = ((name, synthetic_weights.dense(rng, shape)) for name, shape in shapes.items())
-        write_trunk(folder / path, shapes, blocks, dtype)
+        write_trunk(folder / path, shapes, weights(number, shapes), dtype)
 
 
 def write_trunk(
     folder: Path,
     shapes: dict[str, tuple[int, ...]],
-    blocks: Iterator[tuple[str, Float32]],
+    blocks: Blocks,
     dtype: str,
     prefix: str = "",
     shards: int = 1,

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 SPACE = "\u2581"
 PIECES = 1000
+OWN = len(SPECIAL) + 256  # pieces that are not learnt
 
 SAMPLE = """\
 task: search result | query: which planet is red
@@ -36,11 +37,14 @@ def small_tokenizer() -> Tokenizer:
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Replace(" ", SPACE)
     learner.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")  # pieces do not span words
-    own = len(SPECIAL) + 256
-    trainer = trainers.BpeTrainer(vocab_size=PIECES - own, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=PIECES - OWN, show_progress=False)
     learner.train_from_iterator(SAMPLE.splitlines() * 2, trainer)
-    learnt = sorted(learner.get_vocab().items(), key=lambda entry: entry[1])
+    return gemma_layout(learner)
 
+
+def gemma_layout(learner: Tokenizer) -> Tokenizer:
+    """Learnt pieces and merges as a tokenizer of Gemma's layout: special pieces, the 256 bytes, then the learnt."""
+    learnt = sorted(learner.get_vocab().items(), key=lambda entry: entry[1])
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *(piece for piece, _ in learnt)]
     merges = learner_merges(learner)
     tokenizer = Tokenizer(
