@@ -1,0 +1,216 @@
+"""Quality of a model's vectors, per Matryoshka dimension and output precision, beside other models.
+
+    python bench/quality.py                                   the default model
+    python bench/quality.py MODEL --other TEACHER --picture quality.png
+
+STS benchmark dev sets in five languages (Spearman's rank correlation of cosines and human scores), Banking77 (accuracy
+of the nearest class centroid), Cranfield (nDCG@10, every judged document relevant). MODEL runs in our engine, --other
+models in sentence-transformers (extra `parity`). Needs the extra `bench`. The table goes to stdout, as Markdown.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from gemma_np import EmbeddingGemma, output
+
+Array = NDArray[Any]
+Encode = Callable[[list[str], str], Array]  # texts and a prompt's name -> float32 [n, dim]
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval"
+LANGUAGES = ("en", "de", "es", "fr", "zh")
+COLUMNS = (*(f"STS {language}" for language in LANGUAGES), "Banking77", "Cranfield")
+PRECISIONS = ("float32", "int8", "binary")
+
+
+def vectors_as(vectors: Array, dim: int, precision: str) -> Array:
+    """Cut to dim, brought to length 1, and what is left of it in the codes of a precision: float32 [n, dim]."""
+    cut = output.truncate(unit(vectors), dim, normalized=True, normalize=True)
+    if precision == "binary":
+        bits = np.unpackbits(output.quantize(cut, "ubinary", None, normalized=True), axis=1, count=dim)
+        return unit(bits.astype(np.float32) * 2 - 1)
+    return unit(output.quantize(cut, precision, None, normalized=True).astype(np.float32))
+
+
+def unit(vectors: Array) -> Array:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+class Sts:
+    """Pairs of sentences with human scores from 0 to 5."""
+
+    def __init__(self, path: Path, encode: Encode) -> None:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+        self.scores = [float(score) for _, _, score in rows]
+        self.one, self.two = (encode([row[side] for row in rows], "STS") for side in (0, 1))
+
+    def score(self, dim: int, precision: str) -> float:
+        one, two = (vectors_as(side, dim, precision) for side in (self.one, self.two))
+        return float(spearmanr((one * two).sum(1), self.scores).statistic)
+
+
+class Banking77:
+    """77 intents of bank customers: each test text gets the class whose training texts have the nearest mean."""
+
+    def __init__(self, folder: Path, encode: Encode) -> None:
+        self.sides = []
+        for name in ("train.csv", "test.csv"):
+            with (folder / name).open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            labels = np.array([row["category"] for row in rows])
+            self.sides.append((encode([row["text"] for row in rows], "Classification"), labels))
+
+    def score(self, dim: int, precision: str) -> float:
+        (train, labels), (test, expected) = ((vectors_as(v, dim, precision), names) for v, names in self.sides)
+        classes = np.unique(labels)
+        centroids = unit(np.stack([train[labels == name].mean(0) for name in classes]))
+        return float((classes[(test @ centroids.T).argmax(1)] == expected).mean())
+
+
+class Cranfield:
+    """225 questions on aerodynamics and 1,400 abstracts."""
+
+    def __init__(self, folder: Path, encode: Encode) -> None:
+        documents = records(folder / "cran.all.1400")
+        questions = records(folder / "cran.qry")
+        self.relevant: list[set[int]] = [set() for _ in questions]  # the judgements count questions from 1, in order
+        for line in (folder / "cranqrel").read_text().splitlines():
+            if line.strip():
+                question, document = line.split()[:2]
+                self.relevant[int(question) - 1].add(int(document) - 1)
+        self.questions = encode([record["W"] for record in questions], "query")
+        self.documents = encode([record["W"] for record in documents], "document")
+
+    def score(self, dim: int, precision: str) -> float:
+        questions, documents = (vectors_as(v, dim, precision) for v in (self.questions, self.documents))
+        scores = []
+        discount = 1 / np.log2(np.arange(2, 12))
+        for relevant, similar in zip(self.relevant, questions @ documents.T, strict=True):
+            best = np.argsort(-similar, kind="stable")[:10]
+            gain = sum(discount[place] for place, document in enumerate(best) if int(document) in relevant)
+            scores.append(gain / discount[: len(relevant)].sum())
+        return float(np.mean(scores))
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    """SMART format: .I begins a record, .T .A .B .W its fields; white space is one space."""
+    found = []
+    for record in re.split(r"^\.I .*$", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)[1:]:
+        parts = re.split(r"^\.([TABW])\s*$", record, flags=re.MULTILINE)[1:]
+        found.append({name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)})
+    return found
+
+
+def tasks(data: Path, encode: Encode) -> Iterable[tuple[str, Any]]:
+    for language in LANGUAGES:
+        yield f"STS {language}", Sts(data / "stsb" / f"stsb-{language}-dev.csv", encode)
+    yield "Banking77", Banking77(data / "banking77", encode)
+    yield "Cranfield", Cranfield(data / "cranfield", encode)
+
+
+def ours(model: str | None) -> tuple[str, Encode, list[int]]:
+    engine = EmbeddingGemma(model)
+    known = engine.prompts
+
+    def encode(texts: list[str], prompt: str) -> Array:
+        print(f"{engine.folder.name}: {len(texts)} texts", file=sys.stderr)
+        return np.asarray(engine.encode(texts, prompt_name=prompt if prompt in known else None))
+
+    return engine.folder.name, encode, matryoshka(engine.get_embedding_dimension())
+
+
+def theirs(model: str) -> tuple[str, Encode, list[int]]:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    engine = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": torch.float32})
+    known = engine.prompts
+
+    def encode(texts: list[str], prompt: str) -> Array:
+        print(f"{model}: {len(texts)} texts", file=sys.stderr)
+        return np.asarray(engine.encode(texts, prompt_name=prompt if known.get(prompt) else None))
+
+    name = f"{Path(model).name} (sentence-transformers)"
+    return name, encode, matryoshka(engine.get_embedding_dimension())
+
+
+def matryoshka(dim: int | None) -> list[int]:
+    """The dimension itself, and the usual smaller ones."""
+    assert dim is not None
+    return [dim, *(k for k in (512, 256, 128, 64) if k < dim)]
+
+
+def table(rows: list[tuple[str, int, str, dict[str, float]]]) -> str:
+    lines = [f"| model | dim | precision | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for name, dim, precision, scores in rows:
+        cells = " | ".join(f"{scores[column]:.3f}" for column in COLUMNS)
+        lines.append(f"| {name} | {dim} | {precision} | {cells} |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[tuple[str, int, str, dict[str, float]]], path: Path) -> None:
+    """One panel per task: quality against dimension, a line per model and precision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 4, figsize=(14, 6.5), layout="constrained")
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    styles = dict(zip(PRECISIONS, ("-", "--", ":"), strict=True))
+    for panel, column in zip(panels.flat, COLUMNS, strict=False):
+        for index, name in enumerate(names):
+            for precision in PRECISIONS:
+                points = sorted((dim, scores[column]) for n, dim, p, scores in rows if (n, p) == (name, precision))
+                label = f"{name}, {precision}"
+                panel.plot(*zip(*points, strict=True), styles[precision], marker=".", color=f"C{index}", label=label)
+        panel.set(title=column, xscale="log")
+        dims = sorted({dim for _, dim, *_ in rows})
+        panel.set_xticks(dims, [str(dim) for dim in dims])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("score")
+    for panel in panels[-1]:
+        panel.set_xlabel("dimension")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    last = panels.flat[-1]
+    last.axis("off")
+    last.legend(handles, labels, loc="center", fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids; none: the default model")
+    parser.add_argument("--other", action="append", default=[], metavar="MODEL", help="run by sentence-transformers")
+    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="with stsb/, banking77/ and cranfield/")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw quality against dimension")
+    arguments = parser.parse_args()
+    if not (arguments.data / "stsb").is_dir():
+        parser.error(f"{arguments.data} has no folder stsb; give the folder of the evaluation data with --data DIR")
+    rows = []
+    for load, model in [*((ours, m) for m in arguments.models or [None]), *((theirs, m) for m in arguments.other)]:
+        name, encode, dims = load(model)
+        found = dict(tasks(arguments.data, encode))
+        for dim in dims:
+            for precision in PRECISIONS:
+                rows.append((name, dim, precision, {task: found[task].score(dim, precision) for task in COLUMNS}))
+    print(table(rows))
+    if arguments.picture:
+        draw(rows, arguments.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
