@@ -153,7 +153,7 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         "-m",
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, or a hub id (default: google/embeddinggemma-300m)",
+        help="folder of a checkpoint, or a hub id (default: GEMMA_NP_MODEL, else google/embeddinggemma-300m)",
     )
     added.add_argument("--threads", type=positive, metavar="N", help="threads for the arithmetic (default: all)")
     added.add_argument("--quantization", type=unserved, metavar="FORMAT", help="none in this release: float32")
@@ -261,4 +261,4 @@ def named_model(arguments: argparse.Namespace) -> str:
 
     if arguments.path and arguments.model:
         raise InputError("the model is given twice; expected MODEL or -m MODEL")
-    return str(arguments.path or arguments.model or hub.FULL_MODEL)
+    return str(arguments.path or arguments.model or hub.default_model())

@@ -23,7 +23,8 @@ Texts = str | Iterable[str]
 class EmbeddingGemma(Pipeline):
     """A model, loaded and ready.
 
-    model                folder of a checkpoint, or a hub id; None: google/embeddinggemma-300m from the hub
+    model                folder of a checkpoint, or a hub id; None: what GEMMA_NP_MODEL names in the environment,
+                         else google/embeddinggemma-300m
     quantization         None: float32, the only format of this release
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128
     threads              how many threads NumPy's BLAS may use; None: as many as it takes by itself
@@ -60,7 +61,7 @@ class EmbeddingGemma(Pipeline):
         keywords.refuse("EmbeddingGemma", other, keywords.CONSTRUCTOR)
         if quantization is not None:
             raise InputError(f"quantization = {quantization!r} is not served by this release; expected None (float32)")
-        source = hub.FULL_MODEL if model is None else model
+        source = hub.default_model() if model is None else model
         folder = hub.locate(
             source,
             revision=revision,

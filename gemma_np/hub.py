@@ -24,6 +24,11 @@ FILES = [
 ]
 
 
+def default_model() -> str:
+    """What runs where no model is named: $GEMMA_NP_MODEL, else the full model."""
+    return os.environ.get("GEMMA_NP_MODEL") or FULL_MODEL
+
+
 def locate(
     model: str | os.PathLike[str],
     *,

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Before torch and NumPy start: threads of the one that wait for work busily would take the cores from the other's.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+os.environ.pop("GEMMA_NP_MODEL", None)  # what it means is tested, what the user chose is not
 sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT / "tests"))
 

@@ -572,6 +572,15 @@ def test_a_damaged_model_is_one_line_for_every_command(run: Run, writable: Path)
         assert "damaged" in done.err
 
 
+def test_commands_without_a_model_take_the_one_in_the_environment(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_NP_MODEL", str(small))
+    done = run("info")
+    assert done.status == 0
+    assert done.lines[0] == f"checkpoint   {small}"
+
+
 # Help
 
 
