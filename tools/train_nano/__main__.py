@@ -1,4 +1,4 @@
-"""Train nano, gemma_np's bundled model, from its data: tokenizer, teacher's vectors, model, checkpoint folder.
+"""Train nano, a small model of EmbeddingGemma's architecture: tokenizer, teacher's vectors, model, checkpoint folder.
 
     python tools/train_nano DATA OUT --work DIR
 
