@@ -1,6 +1,6 @@
 """Quality of a model's vectors, per Matryoshka dimension and output precision, beside other models.
 
-    python bench/quality.py                                   the default model
+    python bench/quality.py                                   the bundled model
     python bench/quality.py MODEL --other TEACHER --picture quality.png
 
 STS benchmark dev sets in five languages (Spearman's rank correlation of cosines and human scores), Banking77 (accuracy
@@ -192,7 +192,7 @@ def draw(rows: list[tuple[str, int, str, dict[str, float]]], path: Path) -> None
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids; none: the default model")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids; none: the bundled model")
     parser.add_argument("--other", action="append", default=[], metavar="MODEL", help="run by sentence-transformers")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="with stsb/, banking77/ and cranfield/")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw quality against dimension")

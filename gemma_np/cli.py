@@ -91,26 +91,31 @@ def parser() -> argparse.ArgumentParser:
         prog="gemma-np",
         formatter_class=UNWRAPPED,
         description="Text embeddings with EmbeddingGemma, in NumPy.",
-        epilog='example:  gemma-np rank -m MODEL "red planet" "Mars is red" "Venus is hot"',
+        epilog='example:  gemma-np rank "red planet" "Mars is red" "Venus is hot"',
     )
     top.add_argument("--version", action="version", version=f"gemma-np {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    embed = command(commands, "embed", run_embed, "texts to vectors", 'gemma-np embed -m MODEL "a text" "another"')
+    embed = command(commands, "embed", run_embed, "texts to vectors", 'gemma-np embed "a text" "another"')
     embed.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: the lines of FILE or of stdin")
     embed.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
     embed.add_argument("-o", "--output", metavar="FILE", help="written when all is done; default: stdout")
     embed.add_argument("--format", choices=FORMATS, default="json", help="default: json, a list of lists")
     embed.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
     embed.add_argument("--title", help="the documents' title (implies --prompt-name document)")
-    embed.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions (768, 512, 256, 128 were trained)")
+    embed.add_argument(
+        "--dim",
+        type=positive,
+        metavar="N",
+        help="keep N dimensions (trained: 768, 512, 256, 128; nano: 384 to 64)",
+    )
 
     similarity = command(
         commands,
         "similarity",
         run_similarity,
         "how alike two texts are",
-        'gemma-np similarity -m MODEL "a cat" "a kitten"',
+        'gemma-np similarity "a cat" "a kitten"',
     )
     similarity.add_argument("a", metavar="A")
     similarity.add_argument("b", metavar="B")
@@ -124,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     rank.add_argument("--top", type=positive, metavar="N", help="print the best N only")
     rank.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
 
-    info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info MODEL")
+    info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info nano")
     info.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
 
     verify = command(
@@ -153,7 +158,7 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         "-m",
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, or a hub id (default: GEMMA_NP_MODEL, else google/embeddinggemma-300m)",
+        help="folder of a checkpoint, a hub id, or nano (default: GEMMA_NP_MODEL, else nano, the bundled small model)",
     )
     added.add_argument("--threads", type=positive, metavar="N", help="threads for the arithmetic (default: all)")
     added.add_argument("--quantization", type=unserved, metavar="FORMAT", help="none in this release: float32")

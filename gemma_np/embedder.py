@@ -23,8 +23,8 @@ Texts = str | Iterable[str]
 class EmbeddingGemma(Pipeline):
     """A model, loaded and ready.
 
-    model                folder of a checkpoint, or a hub id; None: what GEMMA_NP_MODEL names in the environment,
-                         else google/embeddinggemma-300m
+    model                folder of a checkpoint, a hub id, or "nano", the small model inside the package; None: what the
+                         environment variable GEMMA_NP_MODEL names, else nano, with a line on stderr
     quantization         None: float32, the only format of this release
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128
     threads              how many threads NumPy's BLAS may use; None: as many as it takes by itself

@@ -1,12 +1,16 @@
-"""Where models come from: a folder, or the Hugging Face hub through `huggingface_hub`."""
+"""Where models come from: the package itself, a folder, or the Hugging Face hub through `huggingface_hub`."""
 
+import functools
 import os
 import re
+import sys
 from pathlib import Path
 
 from gemma_np.errors import CheckpointError, HubError, InputError
 
 FULL_MODEL = "google/embeddinggemma-300m"
+NANO = "nano"  # the name of the small model inside the package
+NANO_FOLDER = Path(__file__).with_name("nano")
 
 # All that the engine reads, so that nothing else is downloaded. Modules live in folders such as 2_Dense.
 FILES = [
@@ -25,8 +29,21 @@ FILES = [
 
 
 def default_model() -> str:
-    """What runs where no model is named: $GEMMA_NP_MODEL, else the full model."""
-    return os.environ.get("GEMMA_NP_MODEL") or FULL_MODEL
+    """What runs where no model is named: $GEMMA_NP_MODEL, else nano, which says once that it is not the full model."""
+    chosen = os.environ.get("GEMMA_NP_MODEL")
+    if chosen:
+        return chosen
+    _say_once()
+    return NANO
+
+
+@functools.cache
+def _say_once() -> None:
+    print(
+        "gemma-np: using nano, the small model that comes with the package; for the full one: "
+        f"export GEMMA_NP_MODEL={FULL_MODEL} (no more of this line: GEMMA_NP_MODEL={NANO})",
+        file=sys.stderr,
+    )
 
 
 def locate(
@@ -39,8 +56,9 @@ def locate(
 ) -> Path:
     """The folder of a model: `model` itself if it is one, else the hub's, downloaded where it is not in the cache.
 
-    A hub id looks like "google/embeddinggemma-300m". With local_files_only, or HF_HUB_OFFLINE=1 in the environment,
-    the network is never used.
+    "nano" is the package's own, unless the working directory has a folder of that name. A hub id looks like
+    "google/embeddinggemma-300m". With local_files_only, or HF_HUB_OFFLINE=1 in the environment, the network is never
+    used.
     """
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # os.path: no errors for paths that cannot be
@@ -50,9 +68,12 @@ def locate(
             f"{path} is a file, expected the folder of a checkpoint (with config.json in it) or a hub id"
         )
     name = os.fspath(model)
+    if name == NANO:
+        return NANO_FOLDER
     if not _is_hub_id(name):
         raise CheckpointError(
-            f"{name!r} is neither a folder nor a hub id; expected a path that exists, or a name such as {FULL_MODEL}"
+            f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "
+            f"{FULL_MODEL}"
         )
     return _snapshot(name, revision, token, cache_folder, local_files_only)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, HubError, InputError, WeightsError
+from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, InputError, WeightsError
 from gemma_np.errors import GemmaWarning
 from gemma_np.ops import l2_normalize
 
@@ -466,12 +466,3 @@ def test_progress_goes_to_stderr_when_asked_for(model: EmbeddingGemma, capsys: p
     assert "Embedding" in captured.err
     model.encode(TEXTS)
     assert capsys.readouterr().err == ""
-
-
-def test_the_environment_names_the_default_model(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GEMMA_NP_MODEL", str(small))
-    assert EmbeddingGemma().folder == small
-    monkeypatch.setenv("GEMMA_NP_MODEL", "")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(HubError, match="google/embeddinggemma-300m"):
-        EmbeddingGemma(cache_folder=small.parent / "empty", local_files_only=True)

@@ -1,4 +1,4 @@
-"""Parity without torch: the zoo against sentence-transformers' committed vectors (tools/make_goldens.py)."""
+"""Parity without torch: nano and the zoo against sentence-transformers' committed vectors (tools/make_goldens.py)."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent / "goldens.json").re
 TOLERANCE = {"realistic_weights": 1e-4, "bfloat16": 1e-4}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [*ZOO, "nano"])
 def test_vectors_and_ids_are_those_of_sentence_transformers(name: str, tmp_path: Path) -> None:
-    model = EmbeddingGemma(ZOO[name].make(tmp_path / "checkpoint"))
+    model = EmbeddingGemma("nano" if name == "nano" else ZOO[name].make(tmp_path / "checkpoint"))
     rows = GOLDENS[name]
     assert {row["text"] for row in rows} >= set(TEXTS)
     for row in rows:
@@ -35,4 +35,4 @@ def test_vectors_and_ids_are_those_of_sentence_transformers(name: str, tmp_path:
 
 
 def test_the_zoo_and_the_goldens_have_the_same_animals() -> None:
-    assert set(GOLDENS) - {"made_by", "versions", "weights"} == set(ZOO)
+    assert set(GOLDENS) - {"made_by", "versions", "weights"} == {*ZOO, "nano"}

@@ -6,7 +6,9 @@ the same text (one text per batch; in other batch orders it differs from itself 
 rounding of a unit vector's entries through a network without outliers, whichever is larger.
 """
 
+import itertools
 import json
+import lzma
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +188,19 @@ def test_whole_calls_agree(tmp_path: Path, hugging_face: Callable[[Path], Any]) 
     assert ours.similarity_fn_name == theirs.similarity_fn_name
     vectors = ours.encode(TEXTS)
     np.testing.assert_allclose(ours.similarity(vectors, vectors), theirs.similarity(vectors, vectors), atol=FLOOR)
+
+
+def test_nano_on_a_thousand_sentences(hugging_face: Callable[[Path], Any], shared: Path) -> None:
+    """The trained model, on sentences that people wrote, in English and fifty other languages."""
+    ours = EmbeddingGemma("nano")
+    theirs = hugging_face(ours.folder)
+    with lzma.open(shared / "data" / "train" / "parallel.tsv.xz", "rt", encoding="utf-8") as lines:
+        rows = [line.rstrip("\n").split("\t") for line in itertools.islice(lines, 0, None, 660)][:500]
+    sentences = [text for row in rows for text in row[3:5]]
+    assert len(sentences) == 1000
+    for prompt_name in ("STS", "document"):
+        one = ours.encode(sentences, prompt_name=prompt_name)
+        two = theirs.encode(sentences, prompt_name=prompt_name)
+        cosines = (one * two).sum(1)
+        assert cosines.min() >= 0.99999, f"{sentences[cosines.argmin()]!r}: {cosines.min()}"
+        np.testing.assert_allclose(one, two, atol=FLOOR)

@@ -1,12 +1,17 @@
-"""The quality bench: its scores are those of their definitions."""
+"""The quality bench: its scores are those of their definitions, and the model card's table is what it prints."""
 
+import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from gemma_np import hub
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.parity  # the bench needs scipy, which the test command does not install
@@ -80,3 +85,26 @@ def test_precisions_are_those_of_the_engine(bench: dict[str, Any], precision: st
     assert np.abs(found - cut).max() <= bound + 1e-6
     if precision == "binary":
         np.testing.assert_array_equal(np.sign(found), np.sign(cut))
+
+
+def test_the_model_card_has_the_scores_that_the_bench_prints(bench: dict[str, Any], shared: Path) -> None:
+    """All tasks, dimensions and precisions of nano, to the digit that the table shows and its rounding."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "quality.py"), "nano"], capture_output=True, text=True, check=True
+    )
+    printed = rows(done.stdout)
+    assert len(printed) == 12
+    card = rows((hub.NANO_FOLDER / "README.md").read_text())
+    assert set(printed) <= set(card)
+    for key, scores in printed.items():
+        np.testing.assert_allclose(scores, card[key], atol=0.0021, err_msg=str(key))
+
+
+def rows(text: str) -> dict[tuple[str, str, str], list[float]]:
+    """The rows of a Markdown table by model, dimension and precision."""
+    found = {}
+    for line in text.splitlines():
+        if re.match(r"\| .+ \| \d+ \| (float32|int8|binary) \|", line):
+            model, dim, precision, *scores = (cell.strip() for cell in line.strip("| ").split("|"))
+            found[model, dim, precision] = [float(score) for score in scores]
+    return found

@@ -21,7 +21,6 @@ def commands() -> list[str]:
 def test_the_first_command_prints_what_the_readme_says(tmp_path: Path) -> None:
     """All of it but the environment and the installation, which are those that the tests run in; offline."""
     command = commands()[0].split("pip install . && ")[1]
-    command = command.replace("python tools/", f"{sys.executable} {ROOT}/tools/")
     command = command.replace(
         "gemma-np", f"{sys.executable} -c 'import sys; from gemma_np.cli import main; sys.exit(main())'"
     )

@@ -1,9 +1,9 @@
-"""Make the committed goldens: what sentence-transformers gives for the zoo of small checkpoints.
+"""Make the committed goldens: what sentence-transformers gives for nano and for the zoo of small checkpoints.
 
     python tools/make_goldens.py          writes tests/goldens.json
 
-The test command compares with them, so it proves parity without torch. The checkpoints are made anew by seed each time
-(tests/zoo.py), so no weights are committed. Needs the extra `parity`.
+The test command compares with them, so it proves parity without torch. The zoo's checkpoints are made anew by seed each
+time (tests/zoo.py), so none of their weights are committed. Needs the extra `parity`.
 """
 
 import json
@@ -26,31 +26,34 @@ def main() -> None:
 
     from gemma_np import EmbeddingGemma
 
+    def rows(ours: EmbeddingGemma, folder: Path, radius: int) -> list[dict[str, Any]]:
+        theirs = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
+        found = []
+        for text in [*TEXTS, text_of(ours, radius + 2, None), text_of(ours, 300, None)]:
+            for prompt_name in PROMPTS:
+                prompt = ours.resolve_prompt(prompt_name)
+                ids = theirs.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
+                vector = theirs.encode([text], prompt=prompt, batch_size=1)[0]
+                vector = [float(f"{value:.9g}") for value in vector.tolist()]
+                found.append({"text": text, "prompt_name": prompt_name, "ids": ids, "vector": vector})
+        return found
+
     goldens: dict[str, Any] = {
         "made_by": "tools/make_goldens.py",
         "versions": {name: version(name) for name in ("sentence-transformers", "transformers", "torch", "numpy")},
-        "weights": "tests/zoo.py, seed 0; each float32 vector is sentence-transformers' for one text per batch",
+        "weights": "nano; tests/zoo.py, seed 0; each float32 vector is sentence-transformers' for one text per batch",
     }
     for name, animal in ZOO.items():
         with tempfile.TemporaryDirectory() as folder:
             ours = EmbeddingGemma(animal.make(Path(folder) / "ours"))
-            theirs = SentenceTransformer(
-                str(animal.make_for_hugging_face(Path(folder)) or ours.folder),
-                device="cpu",
-                local_files_only=True,
-                model_kwargs={"dtype": torch.float32},
-            )
-            rows = []
-            texts = [*TEXTS, text_of(ours, animal.radius + 2, None), text_of(ours, 300, None)]
-            for text in texts:
-                for prompt_name in PROMPTS:
-                    prompt = ours.resolve_prompt(prompt_name)
-                    ids = theirs.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
-                    vector = theirs.encode([text], prompt=prompt, batch_size=1)[0]
-                    vector = [float(f"{value:.9g}") for value in vector.tolist()]
-                    rows.append({"text": text, "prompt_name": prompt_name, "ids": ids, "vector": vector})
-            goldens[name] = rows
-        print(f"{name}: {len(rows)} vectors of {len(rows[0]['vector'])}", file=sys.stderr)
+            theirs = animal.make_for_hugging_face(Path(folder)) or ours.folder
+            goldens[name] = rows(ours, theirs, animal.radius)
+    nano = EmbeddingGemma("nano")
+    goldens["nano"] = rows(nano, nano.folder, 64)
+    for name in [*ZOO, "nano"]:
+        print(f"{name}: {len(goldens[name])} vectors of {len(goldens[name][0]['vector'])}", file=sys.stderr)
     path = ROOT / "tests" / "goldens.json"
     lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=True)}" for key, value in goldens.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
