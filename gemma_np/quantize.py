@@ -1,0 +1,250 @@
+"""The formats of quantised matrices: what a code means, how it is rounded, how far off it can be, where it lies.
+
+A matrix [O, I] is cut into blocks of 32 inputs. A block has one float16 scale and 32 unsigned codes, and
+
+    value = (code - zero) * scale          q8_0: zero 128, codes 1 .. 255        q4_0: zero 8, codes 0 .. 15
+
+exactly: code - zero has at most 7 bits, a float16 has 11, and their product fits the 24 bits of a float32.
+The values are those of llama.cpp's formats of the same names, bit for bit, so that checkpoints trained for them lose
+nothing. Source: llama.cpp, ggml-quants.c (quantize_row_q8_0_ref, quantize_row_q4_0_ref); its package gguf, quants.py.
+
+Kernels read matrices packed, sixteen rows (a panel) at a time; see `Packed`. Letters: O outputs, I inputs, P panels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gemma_np.arrays import AnyArray, Float32
+from gemma_np.errors import InputError, WeightsError
+
+UInt8 = NDArray[np.uint8]
+Float16 = NDArray[np.float16]
+
+FORMATS = ("f32", "q8_0", "q4_0")
+QUANTIZATIONS = ("q8_0", "q4_0", "mixed")  # what `quantization=` accepts, beside None
+BLOCK = 32  # inputs that share a scale
+LANES = 16  # rows of a panel: with 4 inputs each, one vector of 64 bytes
+ZERO = {"q8_0": 128, "q4_0": 8}  # the code that means 0
+STEPS = {"q8_0": 127, "q4_0": 8}  # scales from 0 to a block's largest magnitude
+CHUNK = 64  # rows encoded at a time: their float32 temporaries stay in the second-level cache
+BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
+
+
+def format_of(quantization: str | None, tensor_name: str) -> str:
+    """The format in which a matrix is held: "f32", "q8_0" or "q4_0".
+
+    quantization  None, or one of QUANTIZATIONS; "mixed" is q8_0 for attention, q4_0 for all else (Google's own mixed
+                  precision has int8 and int4 in the same places, but one scale per row)
+    tensor_name   a matrix's, as in the checkpoint: "layers.0.mlp.up_proj.weight"
+    """
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise InputError(f"quantization {quantization!r} is not known; expected None, {', '.join(QUANTIZATIONS)}")
+    if quantization == "mixed":
+        return "q8_0" if ".self_attn." in tensor_name else "q4_0"
+    return quantization or "f32"
+
+
+def encode(x: Float32, format: str, name: str = "") -> tuple[UInt8, Float16]:
+    """Values -> codes and scales.
+
+    x        float32 [n, I], I a multiple of 32
+    format   "q8_0" or "q4_0"
+    name     the tensor's, for error messages
+    returns  codes uint8 [n, I], scales float16 [n, I/32]
+
+    WeightsError for NaN, and for magnitudes from 8,321,040 (q8_0) or 524,160 (q4_0) on: the scale overflows float16.
+    """
+    check_shape(x.shape, format, name)
+    assert format != "f32"
+    blocks = np.ascontiguousarray(x).reshape(len(x), x.shape[1] // BLOCK, BLOCK)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # what overflows is refused, below
+        codes, d = encode_q8_0(blocks) if format == "q8_0" else encode_q4_0(blocks)
+        scales = d.astype(np.float16)
+    if not np.isfinite(scales).all():
+        raise WeightsError(
+            f"{name or 'tensor'}: the largest magnitude is {np.abs(x).max():.7g}, but {format} holds finite values "
+            f"below {65520 * STEPS[format]:,} only, because scales are float16. Use quantization=None"
+        )
+    return codes.reshape(x.shape), scales
+
+
+def encode_q8_0(blocks: Float32) -> tuple[UInt8, Float32]:  # [n, I/32, 32] -> codes [n, I/32, 32], d [n, I/32]
+    """q8_0: 8.5 bits per value. d = max|x| / 127, code = 128 + x/d, halves rounded away from zero.
+
+    d is float32 while codes are computed and is then rounded to the float16 that is stored. Hence
+
+        |x - value| <= d (1/2 + 2^-15) + 127 max(d 2^-11, 2^-25)
+
+    half a step and the roundings of 1/d and x/d (at most 127.1 of relative size 2^-23, under 2^-15), and 127 times the
+    scale's rounding, which is relative for normal float16 and absolute below 2^-14. For d >= 2^-14, which is
+    max|x| >= 0.0078, that is under 0.563 d, or 0.0045 max|x|.
+
+    Edges: a block of zeros has scale 0 and codes 128. Up to d = 2^-25 the scale is 0, and so is every value. Up to
+    d = 2^-128, 1/d overflows: the codes are 128 here, undefined in llama.cpp.
+    """
+    d = np.abs(blocks).max(axis=-1) / np.float32(127)
+    steps = blocks * reciprocal(d)[..., None]
+    # The cast cuts towards zero, so add a half first; but 0.49999997 + 0.5 rounds up to 1. With the float32 below a
+    # half it stays under 1, and n + 1/2 still comes to n + 1, by the sum's own rounding.
+    steps += np.copysign(BELOW_HALF, steps)
+    codes = steps.astype(np.int8).view(np.uint8)
+    codes ^= 128  # adds 128, modulo 256
+    return codes, d
+
+
+def encode_q4_0(blocks: Float32) -> tuple[UInt8, Float32]:  # [n, I/32, 32] -> codes [n, I/32, 32], d [n, I/32]
+    """q4_0: 4.5 bits per value. d = m / -8, m the first value of largest magnitude; code = min(floor(x/d + 8.5), 15).
+
+    So m has code 0, exactly -8 steps, and d has the opposite sign of m. On m's other side there are only 7 steps:
+    what lies beyond 7.5 has the top code, 15, and errs by up to a whole step.
+
+        |x - value| <= |d| (max(1/2, x/d - 7) + 2^-19) + 8 max(|d| 2^-11, 2^-25)
+
+    with the roundings of 1/d, x/d and the sum (8 * 2^-23 and 2^-20) under 2^-19, and 8 times the scale's rounding.
+    For |d| >= 2^-14, which is |m| >= 0.0005, that is under 0.504 |d|, or 0.063 |m|; under 1.004 |d| at the top.
+
+    Edges: a block of zeros has scale -0 and codes 8. Up to |d| = 2^-25 the scale is 0, and so is every value. Up to
+    |d| = 2^-128, 1/d overflows: the codes are 8 here, undefined in llama.cpp.
+    """
+    first = np.abs(blocks).argmax(axis=-1, keepdims=True)
+    d = np.take_along_axis(blocks, first, axis=-1)[..., 0] / np.float32(-8)
+    steps = blocks * reciprocal(d)[..., None]
+    steps += np.float32(8.5)
+    codes = steps.astype(np.uint8)  # never negative, so that cutting towards zero is floor
+    return np.minimum(codes, 15, out=codes), d
+
+
+def reciprocal(d: Float32) -> Float32:
+    """1/d; 0 where that is infinite."""
+    inverse: Float32 = np.float32(1) / d
+    inverse[np.isinf(inverse)] = 0
+    return inverse
+
+
+def decode(codes: UInt8, scales: Float16, format: str) -> Float32:  # [n, I], [n, I/32] -> [n, I]
+    """(code - zero) * scale, exact."""
+    values = codes.reshape(*scales.shape, BLOCK).astype(np.float32)
+    values -= ZERO[format]
+    values *= scales[..., None]
+    return values.reshape(codes.shape)
+
+
+def quantized_rows(rows: Float32, format: str, name: str = "") -> Float32:  # [n, D] -> [n, D]
+    """Encoded and decoded again: rows read from a file get the values that a quantised table would have."""
+    return rows if format == "f32" else decode(*encode(rows, format, name), format)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A matrix [O, I] in the order in which kernels read it: panels of 16 rows, 4 inputs of each side by side.
+
+    format   codes                              holds row o, input i (p = o // 16, lane = o % 16) at
+    "f32"    float32 [O/16, I, 16]              [p, i, lane]
+    "q8_0"   uint8 [O/16, I/4, 16, 4]           [p, i // 4, lane, i % 4]
+    "q4_0"   uint8 [O/16, I/32, 4, 16, 4]       [p, i // 32, i // 4 % 4, lane, i % 4], in its low four bits where
+                                                i % 32 < 16, else in its high ones
+    scales   float16 [O/16, I/32, 16]           [p, i // 32, lane]; None for "f32"
+
+    64 bytes are a step, 4 inputs of 16 rows, for vectors of 64, 32 or 16 bytes; in q4_0 two steps, k and k + 4 of a
+    block's eight. A row's 16 bytes of a q4_0 block are those of llama.cpp's block, four at a time.
+    Panels may lie apart (gate and up take turns in one buffer); within a panel all is contiguous. `empty` starts codes
+    and scales at a multiple of 64 bytes.
+    """
+
+    format: str
+    shape: tuple[int, int]
+    codes: AnyArray
+    scales: Float16 | None
+
+    def __post_init__(self) -> None:
+        found = (self.codes.shape, None if self.scales is None else self.scales.shape)
+        assert found == layout(self.shape, self.format), found
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], format: str, name: str = "") -> "Packed":
+        """Room for a matrix; InputError for a shape that the format cannot hold."""
+        check_shape(shape, format, name, LANES)
+        codes, scales = layout(shape, format)
+        dtype = np.float32 if format == "f32" else np.uint8
+        return cls(format, shape, aligned_empty(codes, dtype), aligned_empty(scales, np.float16) if scales else None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def rows(self, start: int, stop: int) -> Float32:  # -> [stop - start, I]
+        """Rows `start` to `stop`, both multiples of 16, as float32, exactly."""
+        assert start % LANES == stop % LANES == 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
+        panels = slice(start // LANES, stop // LANES)
+        shape = (stop - start, self.shape[1])
+        codes = self.codes[panels]
+        if self.scales is None:
+            return codes.transpose(0, 2, 1).copy().reshape(shape)
+        if self.format == "q4_0":
+            codes = np.stack([codes & 15, codes >> 4], axis=2)  # [P, I/32, 2, 4, 16, 4]
+        codes = codes.reshape(len(codes), shape[1] // 4, LANES, 4).transpose(0, 2, 1, 3).reshape(shape)
+        scales = self.scales[panels].transpose(0, 2, 1).reshape(shape[0], shape[1] // BLOCK)
+        return decode(codes, scales, self.format)
+
+    def dequantize(self) -> Float32:  # -> [O, I]
+        """All rows as float32, exactly."""
+        return self.rows(0, self.shape[0])
+
+
+def pack(w: Float32, format: str, out: Packed | None = None, name: str = "") -> Packed:
+    """Encode a matrix and lay it out for kernels, 64 rows at a time: little memory is needed beside the result.
+
+    w        float32 [O, I]; O a multiple of 16, and I of 32 unless format is "f32"
+    out      where to write, of w's shape and that format; None: a new one, which is returned
+    name     the tensor's, for error messages
+    """
+    out = out or Packed.empty((w.shape[0], w.shape[1]), format, name)
+    assert w.dtype == np.float32, w.dtype
+    assert (out.shape, out.format) == (w.shape, format), (out.shape, out.format, w.shape, format)
+    for start in range(0, len(w), CHUNK):
+        rows = w[start : start + CHUNK]
+        panels = slice(start // LANES, (start + len(rows)) // LANES)
+        if out.scales is None:
+            out.codes[panels] = rows.reshape(-1, LANES, w.shape[1]).transpose(0, 2, 1)
+            continue
+        codes, scales = encode(rows, format, name)
+        out.scales[panels] = scales.reshape(-1, LANES, w.shape[1] // BLOCK).transpose(0, 2, 1)
+        if format == "q4_0":
+            halves = codes.reshape(*scales.shape, 2, BLOCK // 2)
+            codes = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
+        words = codes.view(np.uint32).reshape(-1, LANES, *out.codes.shape[1:-2])  # 4 inputs of a row move as one
+        out.codes[panels].view(np.uint32)[..., 0] = np.moveaxis(words, 1, -1)
+    return out
+
+
+def layout(shape: tuple[int, int], format: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The shapes of codes and scales; see `Packed`."""
+    panels, inputs = shape[0] // LANES, shape[1]
+    if format == "f32":
+        return (panels, inputs, LANES), None
+    steps = (inputs // 4,) if format == "q8_0" else (inputs // BLOCK, 4)
+    return (panels, *steps, LANES, 4), (panels, inputs // BLOCK, LANES)
+
+
+def check_shape(shape: tuple[int, ...], format: str, name: str, lanes: int = 1) -> None:
+    """InputError for an unknown format, and for a shape that is not [a multiple of `lanes`, a multiple of 32]."""
+    if format not in FORMATS:
+        raise InputError(f"format {format!r} is not known; expected {', '.join(FORMATS)}")
+    block = 1 if format == "f32" else BLOCK
+    if len(shape) != 2 or shape[0] % lanes or shape[1] % block:
+        raise InputError(
+            f"{name or 'tensor'} has shape {shape}; {format} needs two axes, multiples of {lanes} and of {block}. "
+            "quantization=None runs every size"
+        )
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+    """np.empty, starting at a multiple of 64 bytes: a vector that straddles two cache lines costs a third more."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + 63, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
