@@ -8,7 +8,10 @@ import numpy as np
 from gemma_np.arrays import AnyArray, Int32
 from gemma_np.errors import InputError
 
-BATCH_TOKENS = 4096  # a batch ends here, however many texts it may have
+# A batch ends at the first of these, whatever the caller asks for: its activations stay in the last cache, and the
+# workspace stays small. More would buy nothing: weights are read once for a thousand tokens.
+BATCH_TOKENS = 1024
+BATCH_TEXTS = 256
 
 
 def paired(texts: Iterable[str], prompts: str | Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -29,10 +32,10 @@ def chunked(pairs: Iterator[tuple[str, str]], size: int) -> Iterator[tuple[list[
 
 
 def split(ids: Sequence[Int32]) -> Iterator[slice]:
-    """Runs of texts that have at most BATCH_TOKENS tokens together; a longer text is a run of its own."""
+    """Runs of at most BATCH_TEXTS texts and BATCH_TOKENS tokens together; a longer text is a run of its own."""
     start = tokens = 0
     for i, text in enumerate(ids):
-        if i > start and tokens + len(text) > BATCH_TOKENS:
+        if i > start and (tokens + len(text) > BATCH_TOKENS or i - start == BATCH_TEXTS):
             yield slice(start, i)
             start, tokens = i, 0
         tokens += len(text)

@@ -124,8 +124,12 @@ class Tensor:
         if self.dtype == "F32" and stored.flags.aligned and stored.dtype.isnative:
             return stored
         converted = to_float32(stored)
-        self.source.let_go(self.offset, self.nbytes)
+        self.let_go()
         return converted
+
+    def let_go(self) -> None:
+        """Its pages do not count as resident memory any more, until they are read again."""
+        self.source.let_go(self.offset, self.nbytes)
 
     def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, I]
         """Some rows of a [V, I] tensor, exactly, as a new array; the others are not read, so that a table of gigabytes

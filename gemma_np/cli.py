@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 UNWRAPPED = argparse.RawDescriptionHelpFormatter  # on a narrow terminal too an example can be copied
 FORMATS = ("json", "jsonl", "npy", "csv", "base64")
+QUANTIZATIONS = ("q8_0", "q4_0", "mixed")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,6 +133,15 @@ def parser() -> argparse.ArgumentParser:
     info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info nano")
     info.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
 
+    warmup = command(
+        commands,
+        "warmup",
+        run_warmup,
+        "compile the kernels now, so that the first text does not wait for it",
+        "gemma-np warmup nano --quantization q8_0",
+    )
+    warmup.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+
     verify = command(
         commands,
         "verify",
@@ -161,7 +171,12 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         help="folder of a checkpoint, a hub id, or nano (default: GEMMA_NP_MODEL, else nano, the bundled small model)",
     )
     added.add_argument("--threads", type=positive, metavar="N", help="threads for the arithmetic (default: all)")
-    added.add_argument("--quantization", type=unserved, metavar="FORMAT", help="none in this release: float32")
+    added.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        metavar="FORMAT",
+        help="q8_0 (int8), q4_0 (int4) or mixed (int8 for attention, else int4); default: float32",
+    )
     return added
 
 
@@ -169,10 +184,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a positive integer")
     return int(text)
-
-
-def unserved(text: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(f"{text!r} is not served by this release; leave it out, for float32")
 
 
 def load(arguments: argparse.Namespace) -> "EmbeddingGemma":
@@ -250,7 +261,17 @@ def run_rank(arguments: argparse.Namespace) -> None:
 def run_info(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, info
 
-    info.report(hub.locate(named_model(arguments)))
+    info.report(hub.locate(named_model(arguments)), arguments.quantization)
+
+
+def run_warmup(arguments: argparse.Namespace) -> None:
+    arguments.model = named_model(arguments)
+    model = load(arguments)
+    if model.fast is None:
+        print(f"nothing to compile: NumPy runs {arguments.model}, because {model.why_not}")
+        return
+    model.encode("")
+    print(f"ready: {model.fast.column.name} with {model.fast.threads} threads, {model.quantization or 'float32'}")
 
 
 def run_verify(arguments: argparse.Namespace) -> None:

@@ -25,9 +25,10 @@ class EmbeddingGemma(Pipeline):
 
     model                folder of a checkpoint, a hub id, or "nano", the small model inside the package; None: what the
                          environment variable GEMMA_NP_MODEL names, else nano, with a line on stderr
-    quantization         None: float32, the only format of this release
+    quantization         None: float32. "q8_0": int8, "q4_0": int4, "mixed": int8 for attention, int4 for the rest;
+                         rounded while the checkpoint is read, see quantize.py
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128
-    threads              how many threads NumPy's BLAS may use; None: as many as it takes by itself
+    threads              how many threads compute; None: as many as the cores that this process may use
     prompts              prompts by name, beside or instead of the checkpoint's
     default_prompt_name  the prompt of calls that name none
     revision, token, cache_folder, local_files_only    for the hub, as in huggingface_hub
@@ -59,8 +60,6 @@ class EmbeddingGemma(Pipeline):
         **other: Any,
     ) -> None:
         keywords.refuse("EmbeddingGemma", other, keywords.CONSTRUCTOR)
-        if quantization is not None:
-            raise InputError(f"quantization = {quantization!r} is not served by this release; expected None (float32)")
         source = hub.default_model() if model is None else model
         folder = hub.locate(
             source,
@@ -69,7 +68,7 @@ class EmbeddingGemma(Pipeline):
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        super().__init__(folder, threads)
+        super().__init__(folder, threads, quantization)
         self._source: tuple[str, dict[str, Any]] = str(self.folder), {}
         if not os.path.isdir(os.path.expanduser(source)):
             # A folder of the hub's cache is named after its commit: a pickle's copy elsewhere shall be of the same one.
@@ -86,13 +85,15 @@ class EmbeddingGemma(Pipeline):
         self.similarity_fn_name = similarity_fn_name or defaults.similarity_fn_name
 
     def __repr__(self) -> str:
-        return f"EmbeddingGemma({str(self.folder)!r}: {self.get_embedding_dimension()} dimensions, float32)"
+        format = self.quantization or "float32"
+        return f"EmbeddingGemma({str(self.folder)!r}: {self.get_embedding_dimension()} dimensions, {format})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         model, in_cache = self._source
         settings = {
             **in_cache,
             "threads": self.threads,
+            "quantization": self.quantization,
             "prompts": self.prompts,
             "default_prompt_name": self.default_prompt_name,
             "truncate_dim": self.truncate_dim,
@@ -176,7 +177,7 @@ class EmbeddingGemma(Pipeline):
         inputs                a string, or any iterable of strings, a generator too; `sentences` is its old name
         prompt_name           a task: the checkpoint's names (`prompts`) and friendly ones such as retrieval_query
         prompt                the prompt itself, for all texts or one for each; wins over prompt_name
-        batch_size            texts per batch; a batch also ends at 4,096 tokens
+        batch_size            texts per batch; a batch also ends at 1,024 tokens
         show_progress_bar     True, False, or None: on a terminal, once it takes more than two seconds
         output_value          "sentence_embedding", or "token_embeddings": a [T, D] array for each text
         precision             "float32", "int8", "uint8", "binary" or "ubinary", see output.quantize

@@ -13,14 +13,20 @@ from gemma_np import kernels
 from gemma_np.checkpoint import Tensor, open_checkpoint, open_safetensors
 from gemma_np.config import Config, read_config
 from gemma_np.errors import GemmaError
+from gemma_np.kernels.team import usable_cores
 from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
+from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
+from gemma_np.quantize import BITS, format_of
 from gemma_np.tokenizer import Tokenizer
 from gemma_np.weights import check_tensors, dense_shapes, trunk_shapes, without_prefix
 
 
-def report(folder: Path) -> None:
-    """Print all that is known of a checkpoint; then raise the reason, if it cannot be run."""
+def report(folder: Path, quantization: str | None = None) -> None:
+    """Print all that is known of a checkpoint; then raise the reason, if it cannot be run.
+
+    quantization   the formats that it would be loaded with
+    """
     print(f"checkpoint   {folder}")
     tensors: dict[str, Tensor] = {}
     try:
@@ -29,7 +35,7 @@ def report(folder: Path) -> None:
         config = config if config and not modules.trunk else read_config(folder / modules.trunk)
         print_model(folder, config, modules)
         tensors = open_checkpoint(folder / modules.trunk)
-        print_kernels()
+        print_kernels(config, modules)
         print_tensors(tensors)
         everything = dict(tensors)
         check_tensors(without_prefix(tensors), trunk_shapes(config), folder / modules.trunk / "config.json")
@@ -40,7 +46,7 @@ def report(folder: Path) -> None:
                 print_tensors(named)
                 check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
                 everything |= named
-        print_memory(everything)
+        print_memory(everything, quantization)
         Tokenizer(folder / modules.trunk, config)
     except GemmaError:
         with suppress(GemmaError):  # the first reason counts
@@ -71,21 +77,26 @@ def print_model(folder: Path, config: Config, modules: Modules) -> None:
     print(f"prompts      {', '.join(known_prompts(prompts)) or 'none'}")
 
 
-def print_memory(tensors: dict[str, Tensor]) -> None:
-    """The embedding table stays in the file; the rest is mapped (float32) or converted."""
-    table = [tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
-    layers = [tensor for tensor in tensors.values() if tensor not in table]
+def print_memory(tensors: dict[str, Tensor], quantization: str | None) -> None:
+    """The embedding table stays in the file; matrices are held as `quantization` says, vectors as float32."""
+    layers = {name: tensor for name, tensor in tensors.items() if not name.endswith("embed_tokens.weight")}
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
-    how = "mapped" if dtypes == ["F32"] else "converted to float32"
-    megabytes = 4 * sum(math.prod(tensor.shape) for tensor in layers) / 1e6
+    size = 0.0
+    for name, tensor in layers.items():
+        bits = BITS[format_of(quantization, name)] if len(tensor.shape) == 2 else 32
+        size += math.prod(tensor.shape) * bits / 8
     print(f"parameters   {parameters:,} in {', '.join(dtypes)}")
-    print(f"memory       {megabytes:,.0f} MB of weights, {how}; the embedding table stays in the file, rows are read")
+    print(
+        f"memory       {size / 1e6:,.0f} MB of weights in {quantization or 'float32'}; "
+        "the embedding table stays in the file, rows are read"
+    )
 
 
-def print_kernels() -> None:
-    column = kernels.active()
-    print(f"kernels      {column.name}: {column.reason}")
+def print_kernels(config: Config, modules: Modules) -> None:
+    column, why = chosen(config, modules)
+    print(f"kernels      {column.name if column else kernels.NUMPY}: {why}")
+    print(f"threads      {usable_cores()}, the cores that this process may use")
 
 
 def print_tensors(tensors: dict[str, Tensor]) -> None:

@@ -6,15 +6,16 @@ Source: transformers 5.23 (modeling_gemma3.py) and sentence-transformers 6.2 (Po
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gemma_np.arrays import AnyArray, Float32, Int32
 from gemma_np.config import Config, Layer
 from gemma_np.linear import linear
-from gemma_np.modules import Dense, Modules
+from gemma_np.modules import Dense, Modules, Normalize
 from gemma_np.ops import gelu_tanh, l2_normalize, rms_norm, rope_table, rotate, softmax, window_mask
+from gemma_np.quantize import quantized_rows
 from gemma_np.weights import LayerWeights, Weights
 
 Trace = Callable[[str, AnyArray], None]
@@ -26,10 +27,15 @@ def trunk(ids: Int32, weights: Weights, config: Config, trace: Trace | None = No
     """Tokens -> one vector each, in the light of all the others."""
     step = Steps(trace)
     ropes = {(H, theta): rope_table(len(ids), H, theta) for H, theta in {(at.H, at.theta) for at in config.layers}}
-    x = step("embed_tokens", weights.embed_tokens.rows(ids) * math.sqrt(config.D))
+    x = step("embed_tokens", embed_tokens(ids, weights, config))
     for i, (layer, w) in enumerate(zip(config.layers, weights.layers, strict=True)):
         x = step(f"layers.{i}", block(x, w, layer, ropes[layer.H, layer.theta], step.below(f"layers.{i}.")))
     return step("norm", rms_norm(x, weights.norm, config.layers[-1].eps))
+
+
+def embed_tokens(ids: Int32, weights: Weights, config: Config) -> Float32:  # [T] -> [T, D]
+    """Rows of the embedding table, times sqrt(D)."""
+    return quantized_rows(weights.embed_tokens.rows(ids), weights.embed_format) * math.sqrt(config.D)
 
 
 def block(x: Float32, w: LayerWeights, layer: Layer, rope: Rope, step: "Steps") -> Float32:  # [T, D] -> [T, D]
@@ -106,7 +112,14 @@ def embed(
     """A text's tokens -> its vector: the trunk, the mean without the first `skip` tokens, and the heads behind it."""
     step = Steps(trace)
     e = step(modules.pooling, mean_pool(trunk(ids, weights, config, trace), skip))
-    for head in modules.heads:
+    return apply_heads(e, modules.heads, weights, step)
+
+
+def apply_heads(
+    e: Float32, heads: Sequence[Dense | Normalize], weights: Weights, step: "Steps"
+) -> Float32:  # [D] -> [dim]
+    """What comes behind the mean: Dense and Normalize modules, in turn."""
+    for head in heads:
         if isinstance(head, Dense):
             w = weights.dense[head.name]
             e = linear(e[None], w.weight, w.bias)[0]

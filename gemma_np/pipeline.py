@@ -5,6 +5,7 @@
 Requests with different prompts and dimensions can share one pass: only embed_ids is costly.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
-from gemma_np import model, output
+from gemma_np import kernels, model, output
 from gemma_np.arrays import AnyArray, Float32, Int32
-from gemma_np.config import read_config
-from gemma_np.errors import CheckpointError, InputError, WeightsError
-from gemma_np.modules import check_widths, read_max_seq_length, resolve_modules
+from gemma_np.config import Config, read_config
+from gemma_np.errors import CheckpointError, GemmaWarning, InputError, WeightsError
+from gemma_np.fast import Fast, leading_heads, unfit
+from gemma_np.modules import Modules, check_widths, read_max_seq_length, resolve_modules
+from gemma_np.quantize import format_of
 from gemma_np.tokenizer import Tokenizer
 from gemma_np.weights import find_nonfinite, load_weights
 
@@ -25,11 +28,12 @@ from gemma_np.weights import find_nonfinite, load_weights
 class Pipeline:
     """A checkpoint in memory: config, modules, weights, tokenizer.
 
-    folder   of the checkpoint
-    threads  how many threads BLAS may use; None: as many as it takes by itself
+    folder        of the checkpoint
+    threads       how many threads compute; None: as many as the cores that this process may use
+    quantization  None: float32; or one of quantize.QUANTIZATIONS
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, quantization: str | None = None) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads = {threads!r}, expected a positive integer")
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
@@ -41,9 +45,26 @@ class Pipeline:
         trunk = folder / self.modules.trunk
         self.config = root if root and trunk == folder else read_config(trunk)
         self.full_dim = check_widths(self.config, self.modules, folder)
-        self.weights = load_weights(folder, self.config, self.modules)
+        format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
+        self.quantization = quantization
+        self.kernels, self.why_not = chosen(self.config, self.modules)
+        self.weights = load_weights(folder, self.config, self.modules, quantization, packed=self.kernels is not None)
+        self.fast = self._compiled()
         self.tokenizer = Tokenizer(trunk, self.config)
         self._max_seq_length = read_max_seq_length(trunk, self.config)
+
+    def _compiled(self) -> Fast | None:
+        """The kernels for these weights; where they cannot be compiled, NumPy takes over and a warning says why."""
+        if self.kernels is None:
+            return None
+        from gemma_np.kernels.cache import BuildError
+
+        try:
+            return Fast(self.kernels, self.weights, self.config, self.modules, self.threads)
+        except BuildError as error:
+            self.kernels, self.why_not = None, str(error)
+            warnings.warn(f"{error}; NumPy computes instead, more slowly", GemmaWarning, stacklevel=2)
+            return None
 
     @property
     def max_seq_length(self) -> int:
@@ -81,13 +102,20 @@ class Pipeline:
         prompt_lengths  how many leading tokens are the prompt's (`tokenizer.prompt_length`): models whose pooling says
                         `include_prompt: false` leave them out of the mean, others ignore it
         """
-        skips = [prompt_lengths] * len(ids) if isinstance(prompt_lengths, int) else prompt_lengths
+        skips = [prompt_lengths] * len(ids) if isinstance(prompt_lengths, int) else list(prompt_lengths)
+        assert len(skips) == len(ids), (len(skips), len(ids))
+        if self.modules.include_prompt:
+            skips = [0] * len(ids)
+        ids = [self._checked_ids(i, tokens) for i, tokens in enumerate(ids)]
         vectors = np.empty((len(ids), self.full_dim), dtype=np.float32)
         with self._computing():
-            for i, (tokens, skip) in enumerate(zip(ids, skips, strict=True)):
-                skip = 0 if self.modules.include_prompt else skip
-                tokens = self._checked_ids(i, tokens)
-                vectors[i] = model.embed(tokens, self.weights, self.config, self.modules, skip)
+            if self.fast is None:
+                for i, (tokens, skip) in enumerate(zip(ids, skips, strict=True)):
+                    vectors[i] = model.embed(tokens, self.weights, self.config, self.modules, skip)
+            else:
+                rest = self.modules.heads[len(leading_heads(self.modules)) :]
+                for i, e in enumerate(self.fast.vectors(ids, skips)):
+                    vectors[i] = model.apply_heads(e, rest, self.weights, model.Steps(None))
         self._check_finite(vectors, ids)
         return vectors
 
@@ -119,7 +147,7 @@ class Pipeline:
 
     def token_embeddings(self, tokens: Int32) -> Float32:  # [T] -> [T, D]
         with self._computing():
-            x = model.trunk(tokens, self.weights, self.config)
+            x = self.fast.tokens(tokens) if self.fast else model.trunk(tokens, self.weights, self.config)
         self._check_finite(x, [tokens])
         return x
 
@@ -152,6 +180,17 @@ class Pipeline:
                 f"{self.folder}: a result is not finite: {find_nonfinite(self.weights, ids) or 'an activation'} holds "
                 "NaN or infinity; the checkpoint is damaged, download or convert it again"
             )
+
+
+def chosen(config: Config, modules: Modules) -> tuple[kernels.Column | None, str]:
+    """The kernels that run a model, None for NumPy, and why."""
+    choice = kernels.choose()
+    if choice.mistake:
+        warnings.warn(choice.mistake, GemmaWarning, stacklevel=2)
+    if choice.column is None:
+        return None, choice.reason
+    misfit = unfit(config, modules)
+    return (None, f"the tiles cannot take this model: {misfit}") if misfit else (choice.column, choice.reason)
 
 
 def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0) -> list[str]:

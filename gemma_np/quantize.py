@@ -28,6 +28,7 @@ QUANTIZATIONS = ("q8_0", "q4_0", "mixed")  # what `quantization=` accepts, besid
 BLOCK = 32  # inputs that share a scale
 LANES = 16  # rows of a panel: with 4 inputs each, one vector of 64 bytes
 ZERO = {"q8_0": 128, "q4_0": 8}  # the code that means 0
+BITS = {"f32": 32.0, "q8_0": 8.5, "q4_0": 4.5}  # per value, scales included
 STEPS = {"q8_0": 127, "q4_0": 8}  # scales from 0 to a block's largest magnitude
 CHUNK = 64  # rows encoded at a time: their float32 temporaries stay in the second-level cache
 BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
@@ -41,7 +42,7 @@ def format_of(quantization: str | None, tensor_name: str) -> str:
     tensor_name   a matrix's, as in the checkpoint: "layers.0.mlp.up_proj.weight"
     """
     if quantization is not None and quantization not in QUANTIZATIONS:
-        raise InputError(f"quantization {quantization!r} is not known; expected None, {', '.join(QUANTIZATIONS)}")
+        raise InputError(f"quantization = {quantization!r} is not known; expected None, {', '.join(QUANTIZATIONS)}")
     if quantization == "mixed":
         return "q8_0" if ".self_attn." in tensor_name else "q4_0"
     return quantization or "f32"

@@ -1,36 +1,58 @@
 """Which kernels run, and why: one table, and nothing else.
 
-A column is a complete set of kernels for one kind of machine. This release has one, plain NumPy; `gemma-np info`
-prints the column in use with its reason.
+A column is a complete set of kernels for one kind of processor (columns.py). The first whose needs the processor meets
+runs; GEMMA_NP_KERNELS names another, or "numpy" for none. `gemma-np info` prints the choice with its reason.
 """
 
-from collections.abc import Callable
+import os
+import platform
 from dataclasses import dataclass
-from typing import Any
 
-from . import reference
+from .columns import BY_NAME, COLUMNS, Column
 
-__all__ = ["COLUMNS", "Column", "active"]
+__all__ = ["COLUMNS", "Choice", "Column", "choose"]
+NUMPY = "numpy"
 
 
 @dataclass(frozen=True)
-class Column:
-    """A set of kernels and the reason why it runs here."""
+class Choice:
+    """The column that runs, None for NumPy alone, and why. `mistake`: what GEMMA_NP_KERNELS says and cannot have."""
 
-    name: str
+    column: Column | None
     reason: str
-    linear: Callable[..., Any]
+    mistake: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.column.name if self.column else NUMPY
 
 
-COLUMNS = (
-    Column(
-        name="numpy",
-        reason="float32 products by NumPy's BLAS, the only column of this release; it runs on every machine",
-        linear=reference.linear,
-    ),
-)
+def choose() -> Choice:
+    """The column for this process."""
+    fits = [column for column in COLUMNS if not lacking(column)]
+    wish = os.environ.get("GEMMA_NP_KERNELS")
+    if wish == NUMPY:
+        return Choice(None, "GEMMA_NP_KERNELS asks for it")
+    if wish and wish in BY_NAME and BY_NAME[wish] in fits:
+        return Choice(BY_NAME[wish], "GEMMA_NP_KERNELS asks for it")
+    best = fits[0]
+    reason = f"the first column that this processor ({platform.machine()}) can run"
+    if best.needs:
+        reason += f": it has {', '.join(best.needs)}"
+    if not wish:
+        return Choice(best, reason)
+    why = f"this processor lacks {', '.join(lacking(BY_NAME[wish]))}" if wish in BY_NAME else "there is no such column"
+    names = ", ".join([*(column.name for column in fits), NUMPY])
+    return Choice(best, reason, f"GEMMA_NP_KERNELS = {wish!r}: {why}; expected one of {names}")
 
 
-def active() -> Column:
-    """The column in use."""
-    return COLUMNS[0]
+def lacking(column: Column) -> list[str]:
+    """What this machine lacks for a column."""
+    if column.machine and platform.machine() not in column.machine:
+        return [f"the architecture ({platform.machine()}, not {column.machine[0]})"]
+    if not column.needs:
+        return []
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return [name for name in column.needs if not features.get(name)]

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 
 from gemma_np import InputError
-from gemma_np.batches import BATCH_TOKENS, chunked, gathered, paired, split
+from gemma_np.batches import BATCH_TEXTS, BATCH_TOKENS, chunked, gathered, paired, split
 
 
 @pytest.mark.parametrize(
-    "lengths", [[], [1], [5000], [4096, 1], [2000, 2000, 97], [2000, 2000, 96], [1] * 9000, [5000] * 3]
+    "lengths", [[], [1], [5000], [1024, 1], [500, 500, 25], [500, 500, 24], [1] * 9000, [5000] * 3]
 )
-def test_batches_keep_every_text_in_order_and_end_at_4096_tokens(lengths: list[int]) -> None:
+def test_batches_keep_every_text_in_order_and_end_at_1024_tokens(lengths: list[int]) -> None:
     ids = [np.zeros(n, np.int32) for n in lengths]
     parts = list(split(ids))
     assert [n for part in parts for n in lengths[part]] == lengths
     for part in parts:
         assert sum(lengths[part]) <= BATCH_TOKENS or part.stop - part.start == 1
     for one, two in pairwise(parts):  # no batch could have taken one text more
-        assert sum(lengths[one]) + lengths[two.start] > BATCH_TOKENS
+        assert sum(lengths[one]) + lengths[two.start] > BATCH_TOKENS or one.stop - one.start == BATCH_TEXTS
 
 
 def test_texts_are_taken_from_a_generator_only_as_they_are_needed() -> None:

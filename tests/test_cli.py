@@ -516,7 +516,7 @@ def test_usage_errors_are_one_line_and_status_2(run: Run, small: Path, arguments
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("option", [["--threads", "0"], ["--quantization", "q8_0"]])
+@pytest.mark.parametrize("option", [["--threads", "0"], ["--quantization", "q9_0"]])
 def test_every_command_refuses_what_it_cannot_honour(run: Run, small: Path, command: str, option: list[str]) -> None:
     texts = {"embed": ["a"], "similarity": ["a", "b"], "rank": ["a", "b"]}.get(command, [])
     done = run(command, "-m", small, *option, *texts)

@@ -305,7 +305,7 @@ def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) 
 
     ids, _ = model.prepare(["red"], prompt)
     embed(ids[0], model.weights, model.config, model.modules, skip, lambda name, array: pooled.update({name: array}))
-    np.testing.assert_allclose(pooled["1_Pooling"], tokens[skip:].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pooled["1_Pooling"], tokens[skip:].mean(axis=0), rtol=1e-5, atol=1e-5)  # kernels, NumPy
     np.testing.assert_array_equal(model.encode_query("red"), model.embed_ids(ids, skip)[0])
     np.testing.assert_array_equal(model.encode(prompt + "red"), model.embed_ids(ids, 0)[0])  # no prompt to exclude
 
@@ -426,6 +426,7 @@ def test_threads_limits_blas_while_it_computes_and_only_then(small: Path, monkey
     def blas_threads() -> set[int]:
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
+    monkeypatch.setenv("GEMMA_NP_KERNELS", "numpy")  # kernels have threads of their own
     seen = []
     original = pipeline.model.embed
     monkeypatch.setattr(pipeline.model, "embed", lambda *args: (seen.append(blas_threads()), original(*args))[1])

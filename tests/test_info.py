@@ -38,7 +38,7 @@ def test_it_says_what_the_model_is(small: Path, capsys: pytest.CaptureFixture[st
 
 def test_it_says_which_kernels_run_and_why(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = info(small, capsys)
-    assert f"kernels      {kernels.active().name}: {kernels.active().reason}" in out
+    assert f"kernels      {kernels.choose().name}: {kernels.choose().reason}" in out
 
 
 def test_it_counts_parameters_and_memory(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_it_counts_parameters_and_memory(small: Path, capsys: pytest.CaptureFixt
         tensors[head] = load_file(small / head / "model.safetensors")["linear.weight"]
     assert f"parameters   {sum(tensor.size for tensor in tensors.values()):,} in F32" in out
     kept = sum(tensor.nbytes for name, tensor in tensors.items() if "embed_tokens" not in name)
-    assert f"memory       {kept / 1e6:,.0f} MB of weights, mapped" in out
+    assert f"memory       {kept / 1e6:,.0f} MB of weights in float32" in out
 
 
 def test_every_tensor_is_listed_once_for_all_layers(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

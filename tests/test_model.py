@@ -2,6 +2,7 @@
 
 import dataclasses
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ TOLERANCE = 2e-6
 
 
 @pytest.fixture(scope="module")
-def pipeline(small: Path) -> Pipeline:
-    return Pipeline(small)
+def pipeline(small: Path) -> Iterator[Pipeline]:
+    """On NumPy: this file is about model.py. Kernels have theirs, test_forward.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMMA_NP_KERNELS", "numpy")
+        yield Pipeline(small)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,10 @@ class Rows:
 def watched(weights: Weights) -> Weights:
     """The same weights, so that everything computed with them is watched."""
     layers = tuple(
-        dataclasses.replace(layer, **{field: array.view(Float32Only) for field, array in vars(layer).items()})
+        dataclasses.replace(
+            layer,
+            **{field: array.view(Float32Only) for field, array in vars(layer).items() if array is not None},
+        )
         for layer in weights.layers
     )
     dense = {name: DenseWeights(parts.weight.view(Float32Only), parts.bias) for name, parts in weights.dense.items()}

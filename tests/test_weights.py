@@ -59,7 +59,7 @@ def all_arrays(weights: Weights) -> dict[str, Float32]:
     V = weights.embed_tokens.shape[0]
     found = {"embed_tokens.weight": weights.embed_tokens.rows(np.arange(V)), "norm.weight": weights.norm}
     for i, layer in enumerate(weights.layers):
-        found.update({tensor_name(i, field): array for field, array in vars(layer).items()})
+        found.update({tensor_name(i, field): array for field, array in vars(layer).items() if array is not None})
     for name, parts in weights.dense.items():
         found[f"{name}/linear.weight"] = parts.weight
         if parts.bias is not None:

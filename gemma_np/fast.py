@@ -1,0 +1,112 @@
+"""A checkpoint on the compiled kernels: the door from weights and configuration to kernels/forward.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma_np import kernels
+from gemma_np.arrays import Float32, Int32
+from gemma_np.batches import BATCH_TOKENS, split
+from gemma_np.config import Config
+from gemma_np.model import embed_tokens
+from gemma_np.modules import Dense, Modules
+from gemma_np.ops import rope_table
+from gemma_np.quantize import Packed
+from gemma_np.weights import Matrix, Weights, formats_of
+
+
+def leading_heads(modules: Modules) -> list[Dense]:
+    """The first Dense heads without bias or activation: they run in the kernels, what follows them in NumPy."""
+    found: list[Dense] = []
+    for head in modules.heads:
+        if not isinstance(head, Dense) or head.has_bias or head.activation != "Identity":
+            break
+        found.append(head)
+    return found
+
+
+def unfit(config: Config, modules: Modules) -> str | None:
+    """Why the kernels cannot take a model of these sizes, or None."""
+    from gemma_np.kernels.engine import unfit as sizes
+
+    layers = [(layer.N, layer.K, layer.H) for layer in config.layers]
+    return sizes(config.D, config.F, layers, [(head.inputs, head.outputs) for head in leading_heads(modules)])
+
+
+class Fast:
+    """The trunk and its first heads, compiled.
+
+    column   of kernels
+    weights  packed
+    threads  None: as many as the cores that this process may use
+    """
+
+    def __init__(
+        self, column: kernels.Column, weights: Weights, config: Config, modules: Modules, threads: int | None
+    ) -> None:
+        from gemma_np.kernels import cache, team
+
+        self.column, self.threads = column, threads or team.usable_cores()
+        self._weights, self._config = weights, config
+        self._heads = [packed(weights.dense[head.name].weight) for head in leading_heads(modules)]
+        self._run = cache.load(column, formats_of(weights))
+        self._engine = self._made(max(BATCH_TOKENS, config.max_positions))
+
+    def _made(self, max_tokens: int) -> "kernels.engine.Engine":
+        from gemma_np.kernels.engine import Engine, LayerArrays
+
+        thetas = {(layer.H, layer.theta) for layer in self._config.layers}
+        ropes = {}
+        for H, theta in thetas:
+            cos, sin = rope_table(max_tokens, H, theta)  # each angle stands there twice
+            ropes[H, theta] = np.ascontiguousarray(cos[:, : H // 2]), np.ascontiguousarray(sin[:, : H // 2])
+        layers = []
+        for layer, w in zip(self._config.layers, self._weights.layers, strict=True):
+            layers.append(
+                LayerArrays(
+                    qkv=packed(w.qkv),
+                    o=packed(w.o_proj),
+                    gate_up=packed(w.gate_up),
+                    down=packed(w.down_proj),
+                    input_layernorm=1 + w.input_layernorm,
+                    post_attention_layernorm=1 + w.post_attention_layernorm,
+                    pre_feedforward_layernorm=1 + w.pre_feedforward_layernorm,
+                    post_feedforward_layernorm=1 + w.post_feedforward_layernorm,
+                    q_norm=1 + w.q_norm,
+                    k_norm=1 + w.k_norm,
+                    N=layer.N,
+                    K=layer.K,
+                    H=layer.H,
+                    radius=layer.radius,
+                    scale=layer.scale,
+                    eps=layer.eps,
+                    rope=ropes[layer.H, layer.theta],
+                )
+            )
+        eps = self._config.layers[-1].eps
+        return Engine(self._run, layers, 1 + self._weights.norm, eps, self._heads, max_tokens, self.threads)
+
+    def vectors(self, ids: Sequence[Int32], skips: Sequence[int]) -> Float32:
+        """Texts' tokens -> what the last leading head gives, [B, dim]."""
+        out = np.empty((len(ids), self._engine.dim), np.float32)
+        for part in split(ids):
+            out[part] = self._pass(ids[part], skips[part]).vectors
+        return out
+
+    def tokens(self, ids: Int32) -> Float32:  # [T] -> [T, D]
+        """The trunk's vectors of one text."""
+        hidden: Float32 = self._pass([ids], [0], hidden=True).hidden
+        return hidden
+
+    def _pass(self, ids: Sequence[Int32], skips: Sequence[int], hidden: bool = False) -> Any:
+        lengths = [len(tokens) for tokens in ids]
+        if sum(lengths) > self._engine.max_tokens:  # longer than the model's positions, as the user wishes
+            self._engine = self._made(sum(lengths))
+        return self._engine.run(embed_tokens(np.concatenate(ids), self._weights, self._config), lengths, skips, hidden)
+
+
+def packed(matrix: Matrix | None) -> Packed:
+    """Kernels are made for packed matrices only."""
+    assert isinstance(matrix, Packed)
+    return matrix

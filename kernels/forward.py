@@ -1,0 +1,219 @@
+"""model.py once more, over arrays that exist already: every thread runs it from the first layer to the last.
+
+A step's work is split by rows, or drawn item by item where items differ; `meet` ends each step. Steps are fused where
+an array between them would be written only to be read once: norm and rounding; attention and rounding; gate, up, GELU
+and rounding; residual, norm, the next norm and rounding. plan.py says what the fields of a plan and a layer are.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .attention import attend
+from .plan import LAYER, MATRIX, PLAN
+from .products import geglu_product, matrix_field, product, row_bytes
+from .rows import add_norm_row, norm_rotate, norm_row, put_row
+from .simd import get_float, get_int, kernel, load, record, set_float, splat, store, zeros
+from .threads import draw, meet
+
+LAYER_BYTES, MATRIX_BYTES = 8 * len(LAYER), 8 * len(MATRIX)
+KEY_PANEL_FLOATS = 32
+MEAN_BLOCK = 16  # tokens that are added up before they join the rest: errors grow with T / 16, not with T
+
+plan_field, plan_float = record(PLAN)
+layer_field, layer_float = record(LAYER)
+
+
+@kernel
+def forward(plan: int, thread: int) -> None:
+    """Tokens' embeddings -> each text's vector. Called by all threads at once, with their numbers from 0 on."""
+    threads, shared, D, T = (
+        plan_field(plan, "threads"),
+        plan_field(plan, "shared"),
+        plan_field(plan, "D"),
+        plan_field(plan, "T"),
+    )
+    stop_layer, stop_step = plan_field(plan, "stop_layer"), plan_field(plan, "stop_step")
+    x, h, a = plan_field(plan, "x"), plan_field(plan, "h"), plan_field(plan, "a")
+    mine = range(T * thread // threads, T * (thread + 1) // threads)
+    layer = plan_field(plan, "layers")
+    for i in range(plan_field(plan, "L")):
+        eps = layer_float(layer, "eps")
+        if i == 0:
+            norm_rows(mine, x, D, layer_field(layer, "input_layernorm"), eps, a, layer_field(layer, "qkv"))
+            meet(shared, threads)
+        if i == stop_layer and stop_step == 0:
+            return
+        attention(plan, layer, thread, mine, i == stop_layer, stop_step)
+        if i == stop_layer and stop_step <= 4:
+            return
+        for t in mine:
+            row = 4 * t * D
+            add_norm_row(x + row, h + row, D, layer_field(layer, "post_attention_layernorm"), eps)
+        gate_up = layer_field(layer, "gate_up")
+        norm_rows(mine, x, D, layer_field(layer, "pre_feedforward_layernorm"), eps, a, gate_up)
+        meet(shared, threads)
+        if i == stop_layer and stop_step == 5:
+            return
+        mlp(plan, layer, thread, i == stop_layer, stop_step)
+        if i == stop_layer and stop_step <= 7:
+            return
+        for t in mine:
+            row = 4 * t * D
+            add_norm_row(x + row, h + row, D, layer_field(layer, "post_feedforward_layernorm"), eps)
+        layer += LAYER_BYTES
+        if i + 1 < plan_field(plan, "L"):
+            following = layer_field(layer, "qkv")
+            norm_rows(mine, x, D, layer_field(layer, "input_layernorm"), layer_float(layer, "eps"), a, following)
+        else:
+            for t in mine:
+                norm_row(x + 4 * t * D, D, plan_field(plan, "norm"), plan_float(plan, "eps"), h + 4 * t * D, 0)
+        meet(shared, threads)
+    pool(plan, thread)
+    heads(plan, thread)
+
+
+@kernel
+def norm_rows(mine: Any, x: int, D: int, weight: int, eps: Any, a: int, following: int) -> None:
+    """The norm of some rows, as the matrix that follows reads them."""
+    zero = matrix_field(following, "zero")
+    size = row_bytes(D, zero)
+    for t in mine:
+        norm_row(x + 4 * t * D, D, weight, eps, a + t * size, zero)
+
+
+@kernel
+def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_step: int) -> None:
+    """h = o_proj(softmax(q k^T) v)"""
+    threads, shared, T, ones = (
+        plan_field(plan, "threads"),
+        plan_field(plan, "shared"),
+        plan_field(plan, "T"),
+        plan_field(plan, "ones"),
+    )
+    K, G, H = layer_field(layer, "K"), layer_field(layer, "G"), layer_field(layer, "H")
+    a, q, keys, values, slots = (
+        plan_field(plan, "a"),
+        plan_field(plan, "q"),
+        plan_field(plan, "keys"),
+        plan_field(plan, "values"),
+        plan_field(plan, "slots"),
+    )
+    scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
+    product(shared, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"), ones)
+    meet(shared, threads)
+    if stop and stop_step == 1:
+        return
+    for t in mine:
+        rotate_token(plan, layer, t, scratch)
+    meet(shared, threads)
+    if stop and stop_step == 2:
+        return
+    o_proj = layer_field(layer, "o")
+    zero = matrix_field(o_proj, "zero")
+    row, part = row_bytes(K * G * H, zero), row_bytes(G * H, zero)
+    block = draw(shared, 1)
+    while block < plan_field(plan, "blocks"):
+        place = plan_field(plan, "block_table") + 24 * block
+        text = plan_field(plan, "text_table") + 32 * get_int(place)
+        k, first, slot = get_int(place + 8), get_int(text), get_int(text + 16)
+        attend(
+            q + (k * T + first) * G * H * 4,
+            keys + (k * slots + slot) * H * 4,
+            values + (k * T + first) * H * 4,
+            get_int(text + 8),
+            G,
+            H,
+            get_int(place + 16),
+            layer_field(layer, "radius"),
+            scratch,
+            a + first * row + k * part,
+            row,
+            zero,
+        )
+        block = draw(shared, 1)
+    meet(shared, threads)
+    if stop and stop_step == 3:
+        return
+    product(shared, a, T, o_proj, plan_field(plan, "h"), ones)
+    meet(shared, threads)
+
+
+@kernel
+def rotate_token(plan: int, layer: int, t: int, scratch: int) -> None:
+    """Norms and RoPE of a token's queries and keys; keys go to their slot, 32 of them interleaved, values to theirs."""
+    T, slots = plan_field(plan, "T"), plan_field(plan, "slots")
+    eps, scale = layer_float(layer, "eps"), layer_float(layer, "scale")
+    K, G, H = layer_field(layer, "K"), layer_field(layer, "G"), layer_field(layer, "H")
+    position = get_int(plan_field(plan, "token_table") + 16 * t)
+    slot = get_int(plan_field(plan, "token_table") + 16 * t + 8)
+    cos, sin = layer_field(layer, "cos") + 2 * H * position, layer_field(layer, "sin") + 2 * H * position
+    row = plan_field(plan, "qkv") + 4 * t * (K * G + 2 * K) * H
+    for k in range(K):
+        for g in range(G):
+            place = plan_field(plan, "q") + ((k * T + t) * G + g) * H * 4
+            norm_rotate(row + (k * G + g) * H * 4, H, layer_field(layer, "q_norm"), eps, cos, sin, scale, place)
+        row_k, row_v = row + (K * G + k) * H * 4, row + (K * G + K + k) * H * 4
+        norm_rotate(row_k, H, layer_field(layer, "k_norm"), eps, cos, sin, np.float32(1), scratch)
+        place = plan_field(plan, "keys") + ((k * slots + slot // 32 * 32) * H + slot % 32) * 4
+        for i in range(H):
+            set_float(place + i * 128, get_float(scratch + 4 * i))
+        place = plan_field(plan, "values") + (k * T + t) * H * 4
+        for i in range(0, 4 * H, 64):
+            store(place + i, load(row_v + i))
+
+
+@kernel
+def mlp(plan: int, layer: int, thread: int, stop: bool, stop_step: int) -> None:
+    """h = down_proj(gelu(gate_proj(a)) * up_proj(a))"""
+    threads, shared, T, ones = (
+        plan_field(plan, "threads"),
+        plan_field(plan, "shared"),
+        plan_field(plan, "T"),
+        plan_field(plan, "ones"),
+    )
+    scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
+    a, b, down = plan_field(plan, "a"), plan_field(plan, "b"), layer_field(layer, "down")
+    geglu_product(shared, a, T, layer_field(layer, "gate_up"), b, matrix_field(down, "zero"), scratch, ones)
+    meet(shared, threads)
+    if stop and stop_step == 6:
+        return
+    product(shared, b, T, down, plan_field(plan, "h"), ones)
+    meet(shared, threads)
+
+
+@kernel
+def pool(plan: int, thread: int) -> None:
+    """Each text's mean over its tokens; zeros if none counts."""
+    threads, shared, D = plan_field(plan, "threads"), plan_field(plan, "shared"), plan_field(plan, "D")
+    for item in range(thread, plan_field(plan, "B") * D // 16, threads):
+        text, column = item // (D // 16), item % (D // 16) * 64
+        place = plan_field(plan, "text_table") + 32 * text
+        first, stop = get_int(place) + get_int(place + 24), get_int(place) + get_int(place + 8)
+        total = zeros()
+        for start in range(first, stop, MEAN_BLOCK):
+            part = zeros()
+            for t in range(start, min(start + MEAN_BLOCK, stop)):
+                part = part + load(plan_field(plan, "h") + 4 * t * D + column)
+            total = total + part
+        store(plan_field(plan, "pooled") + 4 * text * D + column, total / splat(np.float32(max(stop - first, 1))))
+    meet(shared, threads)
+
+
+@kernel
+def heads(plan: int, thread: int) -> None:
+    """The Dense heads, one behind the other; the last one's result lies in head_b or behind it, in turns."""
+    threads, shared, B = plan_field(plan, "threads"), plan_field(plan, "shared"), plan_field(plan, "B")
+    mine = range(B * thread // threads, B * (thread + 1) // threads)
+    e, out, a = plan_field(plan, "pooled"), plan_field(plan, "head_b"), plan_field(plan, "head_a")
+    matrix = plan_field(plan, "head_table")
+    for _ in range(plan_field(plan, "heads")):
+        inputs, zero = matrix_field(matrix, "inputs"), matrix_field(matrix, "zero")
+        size = row_bytes(inputs, zero)
+        for text in mine:
+            put_row(e + 4 * text * inputs, inputs, a + text * size, zero)
+        meet(shared, threads)
+        product(shared, a, B, matrix, out, plan_field(plan, "ones"))
+        meet(shared, threads)
+        e, out = out, e
+        matrix += MATRIX_BYTES

@@ -1,0 +1,59 @@
+"""What a forward pass is told: records of int64 in memory, addresses and numbers. engine.py fills them in.
+
+Letters: T tokens and B texts of the pass, one behind the other without padding, and those of MODEL.md.
+"""
+
+
+def names(lines: str) -> list[str]:
+    return lines.split()
+
+
+PLAN = names("""
+    threads shared scratch scratch_bytes ones stop_layer stop_step
+    L D layers norm eps
+    T B blocks token_table text_table block_table
+    x a b qkv q keys values h slots
+    heads head_table head_a head_b pooled
+""")
+"""threads      how many run the pass
+shared       threads.SHARED_BYTES, zeroed once, when it is allocated
+scratch      scratch_bytes for each thread
+ones         float32 1s, a tile's rows of them
+stop_layer   the pass ends after step `stop_step` of this layer; -1: it does not
+layers       L records of LAYER
+norm, eps    of the last norm; the norms' weights here are 1 + the checkpoint's, eps is a float32's bits
+token_table  [T, 2]: the token's position in its text, its slot among the keys
+text_table   [B, 4]: first token, tokens, first slot (a multiple of 64), first token of the mean
+block_table  [blocks, 3]: text, key/value head, block of queries
+x            float32 [T, D], embeddings scaled by sqrt(D): the residual stream, overwritten
+a, b         activations as the products read them, see rows.put_group
+qkv          float32 [T, (N + 2K) H]
+q            float32 [K, T, G, H]
+keys         float32 [K, slots / 32, H, 32]
+values       float32 [K, T, H]
+h            float32 [T, D]
+heads        number of Dense heads, `head_table` their MATRIX records
+head_a       activations of B rows; head_b: the last head's output, and the one before
+pooled       float32 [B, D]: the means
+"""
+
+LAYER = names("""
+    qkv o gate_up down
+    input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm q_norm k_norm
+    K G H radius scale eps cos sin
+""")
+"""qkv ... down   addresses of MATRIX records; q, k and v are one matrix, gate and up are one in turns of 16 rows
+scale, eps     float32, as their bits
+cos, sin       float32 [tokens, H / 2] of the layer's RoPE base
+"""
+
+MATRIX = ["format", "codes", "scales", "outputs", "inputs", "zero"]
+"""format   a number of FORMATS
+zero     what the activations are told of it: ZEROS[format]
+"""
+
+FORMATS = ("f32", "q8_0", "q4_0")
+ZEROS = {"f32": 0, "q8_0": 128, "q4_0": 8}  # the offset of a format's codes, see rows.put_group
+
+# A layer's steps, named after what they leave behind.
+STEPS = ("input_layernorm", "qkv", "rotated", "attention", "o_proj", "pre_feedforward_layernorm", "geglu", "down_proj")

@@ -1,0 +1,113 @@
+"""Products of many rows with a matrix: rows in blocks that stay in the second cache, weights in panels of 64 outputs.
+
+A block's rows pass a panel while the panel is in the first cache; every panel is read from memory once per block. Items
+(a block and a panel) are drawn by the threads as they come; who computes an item does not change its result.
+"""
+
+import os
+
+from .plan import FORMATS, MATRIX
+from .rows import geglu_row
+from .simd import kernel, record
+from .threads import draw
+from .tiles import (
+    ACTIVATIONS,
+    BLOCK_BYTES,
+    FLOAT_ROWS,
+    FLOAT_VECTORS,
+    GROUP,
+    ROWS,
+    VECTORS,
+    tile_floats,
+    tile_q4_0,
+    tile_q8_0,
+)
+
+PANEL = 64  # outputs
+BLOCK = 256  # rows
+DEPTH = 384  # inputs of a float32 product at a time: 32 outputs of them fill the first cache
+
+matrix_field, _ = record(MATRIX)
+_formats = os.environ.get("GEMMA_NP_BUILD_FORMATS", "f32 q8_0 q4_0").split()
+WITH_F32, WITH_Q8_0, WITH_Q4_0 = (name in _formats for name in FORMATS)
+BLOCK_BYTES_Q8_0, BLOCK_BYTES_Q4_0 = BLOCK_BYTES["q8_0"], BLOCK_BYTES["q4_0"]
+
+
+@kernel
+def row_bytes(inputs: int, zero: int) -> int:
+    """The size of a row of activations."""
+    return 4 * inputs if zero == 0 else inputs // GROUP * ACTIVATIONS
+
+
+@kernel
+def product_panel(a: int, rows: int, matrix: int, panel: int, out: int, ldo: int, ones: int) -> None:
+    """out[rows, 64] = a @ w.T for one panel. Writes up to a tile's rows more than asked for."""
+    inputs = matrix_field(matrix, "inputs")
+    codes, kind = matrix_field(matrix, "codes"), matrix_field(matrix, "format")
+    if WITH_F32 and kind == 0:
+        across = inputs * 64
+        for part in range(0, 4, FLOAT_VECTORS):
+            w = codes + (panel * 4 + part) * across
+            for k in range(0, inputs, DEPTH):
+                for row in range(0, rows, FLOAT_ROWS):
+                    tile_floats(
+                        a + (row * inputs + k) * 4,
+                        inputs * 4,
+                        w + k * 64,
+                        across,
+                        64,
+                        min(DEPTH, inputs - k),
+                        out + row * ldo + part * 64,
+                        ldo,
+                        ones if k > 0 else 0,
+                    )
+        return
+    groups = inputs // GROUP
+    scales, lda = matrix_field(matrix, "scales"), groups * ACTIVATIONS
+    if WITH_Q8_0 and kind == 1:
+        across = groups * BLOCK_BYTES_Q8_0
+        for part in range(0, 4, VECTORS):
+            w, s = codes + (panel * 4 + part) * across, scales + (panel * 4 + part) * groups * 32
+            for row in range(0, rows, ROWS):
+                tile_q8_0(a + row * lda, lda, w, across, s, groups * 32, groups, out + row * ldo + part * 64, ldo)
+    if WITH_Q4_0 and kind == 2:
+        across = groups * BLOCK_BYTES_Q4_0
+        for part in range(0, 4, VECTORS):
+            w, s = codes + (panel * 4 + part) * across, scales + (panel * 4 + part) * groups * 32
+            for row in range(0, rows, ROWS):
+                tile_q4_0(a + row * lda, lda, w, across, s, groups * 32, groups, out + row * ldo + part * 64, ldo)
+
+
+@kernel
+def product(shared: int, a: int, rows: int, matrix: int, out: int, ones: int) -> None:
+    """out[rows, outputs] = a @ w.T in float32, by all threads together."""
+    panels, outputs = matrix_field(matrix, "outputs") // PANEL, matrix_field(matrix, "outputs")
+    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "zero"))
+    items = panels * ((rows + BLOCK - 1) // BLOCK)
+    item = draw(shared, 1)
+    while item < items:
+        block, panel = item // panels * BLOCK, item % panels
+        place = out + (block * outputs + panel * PANEL) * 4
+        product_panel(a + block * lda, min(BLOCK, rows - block), matrix, panel, place, outputs * 4, ones)
+        item = draw(shared, 1)
+
+
+@kernel
+def geglu_product(shared: int, a: int, rows: int, matrix: int, out: int, zero: int, scratch: int, ones: int) -> None:
+    """gelu(a @ gate.T) * (a @ up.T), rounded for the next product: the [rows, 2F] array of both never exists.
+
+    matrix    16 rows of gate_proj and 16 of up_proj in turn, so that a panel gives 32 finished values
+    scratch   float32 [BLOCK + a tile's rows, 64] of this thread
+    """
+    panels = matrix_field(matrix, "outputs") // PANEL
+    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "zero"))
+    ldo = row_bytes(panels * GROUP, zero)
+    items = panels * ((rows + BLOCK - 1) // BLOCK)
+    item = draw(shared, 1)
+    while item < items:
+        block, panel = item // panels * BLOCK, item % panels
+        n = min(BLOCK, rows - block)
+        product_panel(a + block * lda, n, matrix, panel, scratch, PANEL * 4, ones)
+        for row in range(n):
+            geglu_row(scratch + row * PANEL * 4, out + (block + row) * ldo, panel, zero)
+        item = draw(shared, 1)

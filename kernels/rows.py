@@ -1,0 +1,151 @@
+"""What happens to one row of activations between two products: norms, RoPE, GELU, and rounding to int8.
+
+Letters: n elements of a row, a multiple of 32. Each function's meaning in NumPy is in reference.py under its name.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .simd import (
+    absolute,
+    fma,
+    kernel,
+    larger,
+    largest,
+    load,
+    power_of_two,
+    set_float,
+    set_int32,
+    splat,
+    square_root,
+    store,
+    store_bytes,
+    sum_of,
+    sum_of_ints,
+    to_ints,
+    where_less,
+    zeros,
+)
+from .tiles import ACTIVATIONS, GROUP
+
+# Adding 1.5 * 2^23 and taking it off again rounds a float32 below 2^22 to the nearest whole number, ties to even.
+ROUNDER = np.float32(1.5 * 2**23)
+LOG2_E = np.float32(math.log2(math.e))
+LN2_HIGH, LN2_LOW = np.float32(355 / 512), np.float32(-2.12194440e-4)  # their sum is ln 2; the first has 9 bits
+C6, C5, C4, C3, C2 = (np.float32(1 / math.factorial(i)) for i in (6, 5, 4, 3, 2))
+ONE, HALF = np.float32(1), np.float32(0.5)
+EXP_ZERO, EXP_MOST = np.float32(-87), np.float32(88)
+GELU_LINEAR = np.float32(-2 * math.sqrt(2 / math.pi))
+GELU_CUBIC = np.float32(-2 * math.sqrt(2 / math.pi) * 0.044715)
+MOST_CODE = np.float32(127)
+
+
+@kernel
+def exp(x: Any) -> Any:
+    """e^x: exactly 0 below -87, as a denormal costs a hundred cycles wherever it is used; e^88 above 88; NaN for NaN.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2, and 1 + r + ... + r^6/6! is within 1.2e-7 of e^r, relative: one unit in the
+    last place, of which the polynomial's truncation is 2e-8.
+    """
+    clipped = where_less(splat(EXP_MOST), x, splat(EXP_MOST), where_less(x, splat(EXP_ZERO), splat(EXP_ZERO), x))
+    n = (clipped * splat(LOG2_E) + splat(ROUNDER)) - splat(ROUNDER)
+    r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), clipped))
+    p = fma(fma(fma(fma(splat(C6), r, splat(C5)), r, splat(C4)), r, splat(C3)), r, splat(C2))
+    p = fma(fma(p, r, splat(ONE)), r, splat(ONE))
+    return where_less(x, splat(EXP_ZERO), zeros(), p * power_of_two(n))
+
+
+@kernel
+def gelu_tanh(x: Any) -> Any:
+    """0.5 x (1 + tanh(u)) = x / (1 + e^(-2u)) with u = sqrt(2/pi) (x + 0.044715 x^3): no cancellation anywhere."""
+    minus_2u = x * fma(x * x, splat(GELU_CUBIC), splat(GELU_LINEAR))
+    return x / (splat(ONE) + exp(minus_2u))
+
+
+@kernel
+def inverse_rms(x: int, n: int, eps: Any) -> Any:
+    """1 / sqrt(mean(x^2) + eps); four running sums, so that rounding errors grow with n / 64."""
+    a = b = c = d = zeros()
+    for i in range(0, n - 63, 64):
+        place = x + 4 * i
+        v0, v1, v2, v3 = load(place), load(place + 64), load(place + 128), load(place + 192)
+        a, b, c, d = fma(v0, v0, a), fma(v1, v1, b), fma(v2, v2, c), fma(v3, v3, d)
+    for i in range(n // 64 * 64, n, 16):
+        v = load(x + 4 * i)
+        a = fma(v, v, a)
+    return ONE / square_root(sum_of((a + b) + (c + d)) / np.float32(n) + eps)
+
+
+@kernel
+def put_group(first: Any, second: Any, out: int, group: int, zero: int) -> None:
+    """32 values of a row, as the next product reads them.
+
+    zero   0: float32, as they are. 128 or 8: rounded to int8 with a scale of their own, largest / 127; beside the 32
+           codes stand the scale and -zero * sum(codes), see tiles.py
+    """
+    if zero == 0:
+        store(out + group * 128, first)
+        store(out + group * 128 + 64, second)
+        return
+    place = out + group * ACTIVATIONS
+    most = largest(larger(absolute(first), absolute(second)))
+    scale = most / MOST_CODE
+    inverse = MOST_CODE / most if most > np.float32(1e-30) else np.float32(0)
+    low = to_ints((first * splat(inverse) + splat(ROUNDER)) - splat(ROUNDER))
+    high = to_ints((second * splat(inverse) + splat(ROUNDER)) - splat(ROUNDER))
+    store_bytes(place, low)
+    store_bytes(place + 16, high)
+    set_float(place + GROUP, scale)
+    set_int32(place + GROUP + 4, -zero * sum_of_ints(low + high))
+
+
+@kernel
+def put_row(x: int, n: int, out: int, zero: int) -> None:
+    for group in range(n // GROUP):
+        put_group(load(x + 128 * group), load(x + 128 * group + 64), out, group, zero)
+
+
+@kernel
+def norm_row(x: int, n: int, weight: int, eps: Any, out: int, zero: int) -> None:
+    """rms_norm(x) * weight, where `weight` is 1 + the checkpoint's; then put_group."""
+    inverse = splat(inverse_rms(x, n, eps))
+    for group in range(n // GROUP):
+        place, w = x + 128 * group, weight + 128 * group
+        first = (load(place) * inverse) * load(w)
+        second = (load(place + 64) * inverse) * load(w + 64)
+        put_group(first, second, out, group, zero)
+
+
+@kernel
+def add_norm_row(x: int, h: int, n: int, weight: int, eps: Any) -> None:
+    """x += rms_norm(h) * weight"""
+    inverse = splat(inverse_rms(h, n, eps))
+    for i in range(0, n, 16):
+        place = x + 4 * i
+        store(place, load(place) + (load(h + 4 * i) * inverse) * load(weight + 4 * i))
+
+
+@kernel
+def norm_rotate(x: int, n: int, weight: int, eps: Any, cos: int, sin: int, scale: Any, out: int) -> None:
+    """rms_norm(x) * weight, its pairs (i, i + n/2) turned by the position's angles, times `scale`.
+
+    cos, sin   float32 [n/2] of this position
+    """
+    inverse = splat(inverse_rms(x, n, eps))
+    half, factor = 2 * n, splat(scale)
+    for i in range(0, 2 * n, 64):
+        a = (load(x + i) * inverse) * load(weight + i)
+        b = (load(x + half + i) * inverse) * load(weight + half + i)
+        c, s = load(cos + i), load(sin + i)
+        store(out + i, (a * c - b * s) * factor)
+        store(out + half + i, (b * c + a * s) * factor)
+
+
+@kernel
+def geglu_row(gate_up: int, out: int, group: int, zero: int) -> None:
+    """gelu(gate) * up of 16 gates, their 16 ups, and 16 more of each; then put_group."""
+    first = gelu_tanh(load(gate_up)) * load(gate_up + 64)
+    second = gelu_tanh(load(gate_up + 128)) * load(gate_up + 192)
+    put_group(first, second, out, group, zero)

@@ -1,0 +1,57 @@
+"""How threads that run one function together share its work: tickets for the items of a step, a barrier after it.
+
+Both live in four int64 that all threads see, a cache line apart: arrivals, the barrier's generation, the next ticket.
+"""
+
+import sys
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from .simd import I32, atomic_add, atomic_get, atomic_set, emit_call, instruction, kernel
+from .tiles import COLUMN
+
+ARRIVED, GENERATION, TICKET = 0, 64, 128  # bytes into the shared memory
+SHARED_BYTES = 192
+SPINS = 4000  # some ten microseconds, longer than a step of a short text; then the core is given to whoever wants it
+
+
+@instruction(types.void, meaning=lambda: None)
+def pause(b: Any) -> None:
+    """Tell the core that this is a loop that waits."""
+    if COLUMN.cpu.startswith("x86"):
+        emit_call(b, "llvm.x86.sse2.pause", ir.VoidType())
+    elif COLUMN.dot == "sdot":
+        emit_call(b, "llvm.aarch64.hint", ir.VoidType(), ir.Constant(I32, 1))
+
+
+@instruction(types.void, meaning=lambda: None)
+def give_up_core(b: Any) -> None:
+    """sched_yield() of the C library; Windows has none."""
+    if sys.platform != "win32":
+        emit_call(b, "sched_yield", I32)
+
+
+@kernel
+def draw(shared: int, chunk: int) -> int:
+    """The first of the next `chunk` items that no thread has yet."""
+    return atomic_add(shared + TICKET, chunk)
+
+
+@kernel
+def meet(shared: int, threads: int) -> None:
+    """Wait until all threads are here. The last one puts the tickets back to 0 for the next step."""
+    generation = atomic_get(shared + GENERATION)
+    if atomic_add(shared + ARRIVED, 1) == threads - 1:
+        atomic_set(shared + ARRIVED, 0)
+        atomic_set(shared + TICKET, 0)
+        atomic_set(shared + GENERATION, generation + 1)
+        return
+    spins = 0
+    while atomic_get(shared + GENERATION) == generation:
+        spins += 1
+        if spins < SPINS:
+            pause()
+        else:
+            give_up_core()
