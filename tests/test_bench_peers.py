@@ -1,0 +1,98 @@
+"""The benches beside the peers and the machine's floor: they count, draw and report what they say. Nothing is timed."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a file of bench/ by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_every_batch_has_texts_that_no_other_had(bench: Any) -> None:
+    batches = bench("bench_peers").Batches("32x128", [])
+    texts = [tuple(text.tolist()) for _ in range(4) for text in batches.new()]
+    assert len(set(texts)) == len(texts) == 4 * 32
+    assert {len(text) for text in texts} == {128}
+    assert all(text[0] == 2 and text[-1] == 1 for text in texts)
+
+
+def test_the_mix_takes_sentences_as_they_come(bench: Any) -> None:
+    sentences = [np.arange(1, length, dtype=np.int32) for length in (5, 9, 3, 4)]
+    batches = bench("bench_peers").Batches("mix2", sentences)
+    assert [len(text) for text in batches.new() + batches.new()] == [4, 8, 2, 3]
+
+
+def test_padded_batches_hold_every_text_once_the_longest_first(bench: Any) -> None:
+    ids = [np.zeros(length, np.int32) for length in np.random.default_rng(0).integers(1, 50, 70)]
+    batches = list(bench("peers").sorted_batches(ids))
+    assert [len(batch) for batch in batches] == [32, 32, 6]
+    order = [i for batch in batches for i in batch]
+    assert sorted(order) == list(range(70))
+    assert [len(ids[i]) for i in order] == sorted(map(len, ids), reverse=True)
+
+
+@pytest.mark.parametrize(("T", "radius"), [(1, None), (7, None), (1, 3), (3, 3), (4, 3), (9, 3), (2048, 256)])
+def test_the_floor_counts_the_pairs_inside_the_window(bench: Any, T: int, radius: int | None) -> None:
+    n = np.arange(T)
+    near = np.abs(n[:, None] - n[None, :]) <= (T if radius is None else radius)
+    assert bench("floor").pairs(T, radius) == near.sum()
+
+
+def test_the_floor_counts_every_weight_of_a_product(bench: Any, small: Path) -> None:
+    """All matrices of the file but the embedding table: the trunk's for each token, the Dense heads' for each text."""
+    from gemma_np import EmbeddingGemma
+    from gemma_np.weights import dense_shapes, trunk_shapes
+
+    model = EmbeddingGemma(small)
+    shapes = {name: shape for name, shape in trunk_shapes(model.config).items() if name != "embed_tokens.weight"}
+    trunk = sum(shape[0] * shape[1] for shape in shapes.values() if len(shape) == 2)
+    heads = sum(np.prod(dense_shapes(head)["linear.weight"]) for head in model.modules.heads if hasattr(head, "inputs"))
+    work = bench("floor").work_of(model, [5, 7])
+    assert work.weights == trunk + heads
+    assert work.products == 2 * (12 * trunk + 2 * heads)
+
+
+def test_the_report_compares_like_with_like(bench: Any) -> None:
+    """float32 to our float32, the rest to the faster of our quantised; the summary names the fastest of each side."""
+    engines = {"ours": (True, True), "ours q": (True, False), "peer": (False, True), "peer q": (False, False)}
+    times = {"ours": 40.0, "ours q": 10.0, "peer": 60.0, "peer q": 25.0}
+    facts = {"settings": {}, "file_mb": 1, "load_s": 1, "loaded_peak_mb": 1, "versions": "v", "dense_heads": "yes"}
+    result = {
+        "machine": dict.fromkeys(("cpu", "flags", "cores", "memory_gb", "system", "commit", "date"), "x"),
+        "threads": 2,
+        "rounds": 1,
+        "engines": {name: {"ours": mine, "float32": exact, **facts} for name, (mine, exact) in engines.items()},
+        "refused": {"other": "no such instruction"},
+        "rows": [
+            {
+                "shape": "1x16",
+                "engine": name,
+                "best_ms": ms,
+                "median_ms": ms,
+                "cosine_mean": 1.0,
+                "cosine_min": 1.0,
+                "peak_mb": 1,
+                "tokens": 16,
+            }
+            for name, ms in times.items()
+        ],
+    }
+    text = bench("peer_report").report(result)
+    assert "| peer | 60.0 | 60.0 | 1.50 |" in text
+    assert "| peer q | 25.0 | 25.0 | 2.50 |" in text
+    assert "| 1 text of 16 tokens | any | ours q | 10.0 (1.0000) | peer q | 25.0 (1.0000) | 0.40 |" in text
+    assert "refused: no such instruction" in text
