@@ -100,7 +100,7 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
         plan_field(plan, "slots"),
     )
     scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
-    product(shared, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"), ones)
+    product(shared, threads, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"), ones)
     meet(shared, threads)
     if stop and stop_step == 1:
         return
@@ -135,7 +135,7 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
     meet(shared, threads)
     if stop and stop_step == 3:
         return
-    product(shared, a, T, o_proj, plan_field(plan, "h"), ones)
+    product(shared, threads, a, T, o_proj, plan_field(plan, "h"), ones)
     meet(shared, threads)
 
 
@@ -174,11 +174,11 @@ def mlp(plan: int, layer: int, thread: int, stop: bool, stop_step: int) -> None:
     )
     scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
     a, b, down = plan_field(plan, "a"), plan_field(plan, "b"), layer_field(layer, "down")
-    geglu_product(shared, a, T, layer_field(layer, "gate_up"), b, matrix_field(down, "zero"), scratch, ones)
+    geglu_product(shared, threads, a, T, layer_field(layer, "gate_up"), b, matrix_field(down, "zero"), scratch, ones)
     meet(shared, threads)
     if stop and stop_step == 6:
         return
-    product(shared, b, T, down, plan_field(plan, "h"), ones)
+    product(shared, threads, b, T, down, plan_field(plan, "h"), ones)
     meet(shared, threads)
 
 
@@ -213,7 +213,7 @@ def heads(plan: int, thread: int) -> None:
         for text in mine:
             put_row(e + 4 * text * inputs, inputs, a + text * size, zero)
         meet(shared, threads)
-        product(shared, a, B, matrix, out, plan_field(plan, "ones"))
+        product(shared, threads, a, B, matrix, out, plan_field(plan, "ones"))
         meet(shared, threads)
         e, out = out, e
         matrix += MATRIX_BYTES

@@ -5,6 +5,7 @@ A block's rows pass a panel while the panel is in the first cache; every panel i
 """
 
 import os
+from typing import Any
 
 from .plan import FORMATS, MATRIX
 from .rows import geglu_row
@@ -25,6 +26,7 @@ from .tiles import (
 
 PANEL = 64  # outputs
 BLOCK = 256  # rows
+FEW_ROWS = 64  # up to here reading weights counts, see chunk_of
 DEPTH = 384  # inputs of a float32 product at a time: 32 outputs of them fill the first cache
 
 matrix_field, _ = record(MATRIX)
@@ -39,61 +41,79 @@ def row_bytes(inputs: int, zero: int) -> int:
     return 4 * inputs if zero == 0 else inputs // GROUP * ACTIVATIONS
 
 
+def bytes_panel(tile: Any, block: int) -> Any:
+    """product_panel for a format of bytes: its tile, and the bytes of a group's codes for 16 outputs."""
+
+    @kernel
+    def run(a: int, rows: int, codes: int, scales: int, groups: int, out: int, ldo: int) -> None:
+        lda, across, s_across = groups * ACTIVATIONS, groups * block, groups * 32
+        for part in range(0, 4, VECTORS):
+            w, s = codes + part * across, scales + part * s_across
+            for row in range(0, rows, ROWS):
+                # The first four tiles fetch a quarter each of the weights that come next.
+                ahead = w + VECTORS * across + min(row // ROWS, 3) * (VECTORS * across // 4)
+                tile(a + row * lda, lda, w, across, s, s_across, groups, out + row * ldo + part * 64, ldo, ahead)
+
+    return run
+
+
+panel_q8_0, panel_q4_0 = bytes_panel(tile_q8_0, BLOCK_BYTES["q8_0"]), bytes_panel(tile_q4_0, BLOCK_BYTES["q4_0"])
+
+
+@kernel
+def floats_panel(a: int, rows: int, codes: int, inputs: int, out: int, ldo: int, ones: int) -> None:
+    """product_panel for float32."""
+    across = inputs * 64
+    for part in range(0, 4, FLOAT_VECTORS):
+        w, place = codes + part * across, out + part * 64
+        for k in range(0, inputs, DEPTH):
+            depth, factors = min(DEPTH, inputs - k), ones if k > 0 else 0
+            for row in range(0, rows, FLOAT_ROWS):
+                x = a + (row * inputs + k) * 4
+                tile_floats(x, inputs * 4, w + k * 64, across, 64, depth, place + row * ldo, ldo, factors)
+
+
 @kernel
 def product_panel(a: int, rows: int, matrix: int, panel: int, out: int, ldo: int, ones: int) -> None:
     """out[rows, 64] = a @ w.T for one panel. Writes up to a tile's rows more than asked for."""
-    inputs = matrix_field(matrix, "inputs")
-    codes, kind = matrix_field(matrix, "codes"), matrix_field(matrix, "format")
-    if WITH_F32 and kind == 0:
-        across = inputs * 64
-        for part in range(0, 4, FLOAT_VECTORS):
-            w = codes + (panel * 4 + part) * across
-            for k in range(0, inputs, DEPTH):
-                for row in range(0, rows, FLOAT_ROWS):
-                    tile_floats(
-                        a + (row * inputs + k) * 4,
-                        inputs * 4,
-                        w + k * 64,
-                        across,
-                        64,
-                        min(DEPTH, inputs - k),
-                        out + row * ldo + part * 64,
-                        ldo,
-                        ones if k > 0 else 0,
-                    )
-        return
+    inputs, kind, codes = matrix_field(matrix, "inputs"), matrix_field(matrix, "format"), matrix_field(matrix, "codes")
     groups = inputs // GROUP
-    scales, lda = matrix_field(matrix, "scales"), groups * ACTIVATIONS
+    scales = matrix_field(matrix, "scales") + panel * 4 * groups * 32
+    if WITH_F32 and kind == 0:
+        floats_panel(a, rows, codes + panel * 4 * inputs * 64, inputs, out, ldo, ones)
     if WITH_Q8_0 and kind == 1:
-        across = groups * BLOCK_BYTES_Q8_0
-        for part in range(0, 4, VECTORS):
-            w, s = codes + (panel * 4 + part) * across, scales + (panel * 4 + part) * groups * 32
-            for row in range(0, rows, ROWS):
-                tile_q8_0(a + row * lda, lda, w, across, s, groups * 32, groups, out + row * ldo + part * 64, ldo)
+        panel_q8_0(a, rows, codes + panel * 4 * groups * BLOCK_BYTES_Q8_0, scales, groups, out, ldo)
     if WITH_Q4_0 and kind == 2:
-        across = groups * BLOCK_BYTES_Q4_0
-        for part in range(0, 4, VECTORS):
-            w, s = codes + (panel * 4 + part) * across, scales + (panel * 4 + part) * groups * 32
-            for row in range(0, rows, ROWS):
-                tile_q4_0(a + row * lda, lda, w, across, s, groups * 32, groups, out + row * ldo + part * 64, ldo)
+        panel_q4_0(a, rows, codes + panel * 4 * groups * BLOCK_BYTES_Q4_0, scales, groups, out, ldo)
 
 
 @kernel
-def product(shared: int, a: int, rows: int, matrix: int, out: int, ones: int) -> None:
+def chunk_of(items: int, rows: int, threads: int) -> int:
+    """How many items a thread takes at a time: for a short text all its share, so that it reads memory in one sweep and
+    what it fetches ahead is its own; for longer ones a single item, so that nobody waits long for the last."""
+    return (items + threads - 1) // threads if rows <= FEW_ROWS else 1
+
+
+@kernel
+def product(shared: int, threads: int, a: int, rows: int, matrix: int, out: int, ones: int) -> None:
     """out[rows, outputs] = a @ w.T in float32, by all threads together."""
     panels, outputs = matrix_field(matrix, "outputs") // PANEL, matrix_field(matrix, "outputs")
     lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "zero"))
     items = panels * ((rows + BLOCK - 1) // BLOCK)
-    item = draw(shared, 1)
-    while item < items:
-        block, panel = item // panels * BLOCK, item % panels
-        place = out + (block * outputs + panel * PANEL) * 4
-        product_panel(a + block * lda, min(BLOCK, rows - block), matrix, panel, place, outputs * 4, ones)
-        item = draw(shared, 1)
+    chunk = chunk_of(items, rows, threads)
+    first = draw(shared, chunk)
+    while first < items:
+        for item in range(first, min(first + chunk, items)):
+            block, panel = item // panels * BLOCK, item % panels
+            place = out + (block * outputs + panel * PANEL) * 4
+            product_panel(a + block * lda, min(BLOCK, rows - block), matrix, panel, place, outputs * 4, ones)
+        first = draw(shared, chunk)
 
 
 @kernel
-def geglu_product(shared: int, a: int, rows: int, matrix: int, out: int, zero: int, scratch: int, ones: int) -> None:
+def geglu_product(
+    shared: int, threads: int, a: int, rows: int, matrix: int, out: int, zero: int, scratch: int, ones: int
+) -> None:
     """gelu(a @ gate.T) * (a @ up.T), rounded for the next product: the [rows, 2F] array of both never exists.
 
     matrix    16 rows of gate_proj and 16 of up_proj in turn, so that a panel gives 32 finished values
@@ -103,11 +123,13 @@ def geglu_product(shared: int, a: int, rows: int, matrix: int, out: int, zero: i
     lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "zero"))
     ldo = row_bytes(panels * GROUP, zero)
     items = panels * ((rows + BLOCK - 1) // BLOCK)
-    item = draw(shared, 1)
-    while item < items:
-        block, panel = item // panels * BLOCK, item % panels
-        n = min(BLOCK, rows - block)
-        product_panel(a + block * lda, n, matrix, panel, scratch, PANEL * 4, ones)
-        for row in range(n):
-            geglu_row(scratch + row * PANEL * 4, out + (block + row) * ldo, panel, zero)
-        item = draw(shared, 1)
+    chunk = chunk_of(items, rows, threads)
+    first = draw(shared, chunk)
+    while first < items:
+        for item in range(first, min(first + chunk, items)):
+            block, panel = item // panels * BLOCK, item % panels
+            n = min(BLOCK, rows - block)
+            product_panel(a + block * lda, n, matrix, panel, scratch, PANEL * 4, ones)
+            for row in range(n):
+                geglu_row(scratch + row * PANEL * 4, out + (block + row) * ldo, panel, zero)
+        first = draw(shared, chunk)

@@ -14,7 +14,9 @@ from .tiles import COLUMN
 
 ARRIVED, GENERATION, TICKET = 0, 64, 128  # bytes into the shared memory
 SHARED_BYTES = 192
-SPINS = 4000  # some ten microseconds, longer than a step of a short text; then the core is given to whoever wants it
+# A fifth of a millisecond to one, by the processor's idea of a pause: longer than threads of an idle machine ever wait for
+# each other. Then the core is given away, and whoever takes it, however low its priority, keeps it for milliseconds.
+SPINS = 20_000
 
 
 @instruction(types.void, meaning=lambda: None)

@@ -27,6 +27,7 @@ from .simd import (
     F32,
     FLOATS,
     HALVES,
+    I8,
     I32,
     I64,
     INTS,
@@ -49,6 +50,7 @@ COLUMN = BY_NAME["plain" if simd.EMULATED else os.environ.get("GEMMA_NP_BUILD", 
 ROWS, VECTORS = COLUMN.tile
 FLOAT_ROWS, FLOAT_VECTORS = COLUMN.floats
 
+LINE = 64  # bytes of a cache line
 GROUP = 32  # inputs that share a scale
 ACTIVATIONS = 40  # bytes of a group of activations: 32 codes, float32 scale, int32 -zero * sum(codes)
 BLOCK_BYTES = {"q8_0": 512, "q4_0": 256}  # codes of a group for 16 outputs
@@ -198,7 +200,9 @@ def _bytes(kind: str) -> Callable[..., Any]:
     four_bits = kind == "q4_0"
     block, zero = BLOCK_BYTES[kind], 8 if four_bits else 128
 
-    def tile(a: int, lda: int, w: int, across: int, s: int, s_across: int, groups: int, out: int, ldo: int) -> None:
+    def tile(
+        a: int, lda: int, w: int, across: int, s: int, s_across: int, groups: int, out: int, ldo: int, ahead: int
+    ) -> None:
         for lane in range(LANES):
             total = np.float32(0)
             for group in range(groups):
@@ -226,6 +230,7 @@ def _emitted_bytes(kind: str) -> Any:
     s, s_across   float16 scales of 16 outputs, 32 bytes a group, and the bytes to those of the next 16
     groups        inputs / 32
     out, ldo      float32 rows
+    ahead         codes that will be wanted soon, a quarter of what this tile reads: they are fetched on the way
 
     Sums of a group begin at -zero * sum(codes), which takes the weights' offset off for nothing. Bound by the byte
     multipliers: for each group 8 of them to one conversion, one product of scales and one multiply-add.
@@ -234,7 +239,17 @@ def _emitted_bytes(kind: str) -> Any:
     signed = not four_bits and COLUMN.dot in ("pmaddubsw", "sdot")
 
     def emit(
-        b: Any, a: Any, lda: Any, w: Any, across: Any, s: Any, s_across: Any, groups: Any, out: Any, ldo: Any
+        b: Any,
+        a: Any,
+        lda: Any,
+        w: Any,
+        across: Any,
+        s: Any,
+        s_across: Any,
+        groups: Any,
+        out: Any,
+        ldo: Any,
+        ahead: Any,
     ) -> None:
         rows, outs = emit_steps(b, a, lda, ROWS), emit_steps(b, out, ldo, ROWS)
         weights, scales = emit_steps(b, w, across, VECTORS), emit_steps(b, s, s_across, VECTORS)
@@ -246,6 +261,10 @@ def _emitted_bytes(kind: str) -> Any:
             for place in here:
                 start = emit_splat(b, emit_load(b, b.add(place, constant(36)), I32, 4), INTS)
                 products.append([ir.Constant(INTS, [0] * LANES) if signed else start] * VECTORS)
+            lines = BLOCK_BYTES[kind] * VECTORS // 4 // LINE
+            first = b.add(ahead, b.mul(group, constant(lines * LINE)))
+            for line in range(lines):
+                emit_prefetch(b, b.add(first, constant(line * LINE)))
             for k, vectors in emit_weights(b, panels, four_bits, signed):
                 for r, place in enumerate(here):
                     code = emit_splat(b, emit_load(b, b.add(place, constant(4 * k)), I32, 4), INTS)
@@ -274,6 +293,13 @@ def _emitted_bytes(kind: str) -> Any:
     return emit
 
 
+def emit_prefetch(b: Any, place: Any) -> None:
+    """Bring a cache line into the second cache; an address that cannot be read does no harm."""
+    pointer = b.inttoptr(place, I8.as_pointer())
+    read, second, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+    emit_call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, read, second, data)
+
+
 def emit_weights(b: Any, panels: list[Any], four_bits: bool, signed: bool) -> Any:
     """Yields k and a vector for each panel: 16 outputs by inputs 4k to 4k + 3 of the group."""
     if four_bits:
@@ -295,7 +321,7 @@ def byte_tile(kind: str) -> Any:
         return kernel(_bytes(kind))
     emit = _emitted_bytes(kind)
     emit.__name__ = f"tile_{kind}"
-    return instruction(types.void, *[address] * 9, meaning=_bytes(kind))(emit)
+    return instruction(types.void, *[address] * 10, meaning=_bytes(kind))(emit)
 
 
 if COLUMN.name == "plain":
