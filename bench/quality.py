@@ -4,8 +4,9 @@
     python bench/quality.py MODEL --other TEACHER --picture quality.png
 
 STS benchmark dev sets in five languages (Spearman's rank correlation of cosines and human scores), Banking77 (accuracy
-of the nearest class centroid), Cranfield (nDCG@10, every judged document relevant). MODEL runs in our engine, --other
-models in sentence-transformers (extra `parity`). Needs the extra `bench`. The table goes to stdout, as Markdown.
+of the nearest class centroid), Cranfield (nDCG@10 with binary relevance; a document is its title and its text). MODEL
+runs in our engine, --other models in sentence-transformers (extra `parity`). Needs the extra `bench`. The table goes to
+stdout, as Markdown.
 """
 
 import argparse
@@ -78,7 +79,11 @@ class Banking77:
 
 
 class Cranfield:
-    """225 questions on aerodynamics and 1,400 abstracts."""
+    """225 questions on aerodynamics and 1,400 abstracts.
+
+    Relevant are the documents judged 1 (a complete answer) to 4 (of minimum interest), all alike. -1, which the scale
+    does not have, stands once per question, last in its list; as in trec_eval, what is not positive is not relevant.
+    """
 
     def __init__(self, folder: Path, encode: Encode) -> None:
         documents = records(folder / "cran.all.1400")
@@ -86,10 +91,11 @@ class Cranfield:
         self.relevant: list[set[int]] = [set() for _ in questions]  # the judgements count questions from 1, in order
         for line in (folder / "cranqrel").read_text().splitlines():
             if line.strip():
-                question, document = line.split()[:2]
-                self.relevant[int(question) - 1].add(int(document) - 1)
+                question, document, code = map(int, line.split())
+                if code > 0:
+                    self.relevant[question - 1].add(document - 1)
         self.questions = encode([record["W"] for record in questions], "query")
-        self.documents = encode([record["W"] for record in documents], "document")
+        self.documents = encode([f"{record['T']} {record['W']}".strip() for record in documents], "document")
 
     def score(self, dim: int, precision: str) -> float:
         questions, documents = (vectors_as(v, dim, precision) for v in (self.questions, self.documents))

@@ -66,8 +66,9 @@ def test_cranfield_is_ndcg_at_10_with_binary_relevance(bench: dict[str, Any], tm
     documents = "".join(f".I {i}\n.T\ntitle\n.A\nme\n.B\njournal\n.W\ndocument\n{i} .\n" for i in range(1, 13))
     (tmp_path / "cran.all.1400").write_text(documents)
     (tmp_path / "cran.qry").write_text(".I 004\n.W\nfirst\n.I 017\n.W\nsecond\n")
-    (tmp_path / "cranqrel").write_text("1 1 2\n1 3 -1\n2 12 1 \n")  # questions count from 1, whatever their number
-    vectors = {f"document {i} .": [float(np.cos(i / 10)), float(np.sin(i / 10))] for i in range(1, 13)}
+    # Questions count from 1, whatever their number; 2 is not relevant.
+    (tmp_path / "cranqrel").write_text("1 1 2\n1 3 4\n1 2 -1\n2 12 1 \n")
+    vectors = {f"title document {i} .": [float(np.cos(i / 10)), float(np.sin(i / 10))] for i in range(1, 13)}
     vectors |= {"first": [1.0, 0.0], "second": [1.0, 0.0]}  # both rank the documents 1, 2, 3, ...
     prompts: set[str] = set()
     task = bench["Cranfield"](tmp_path, encoder(vectors, prompts))
