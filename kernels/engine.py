@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import FORMATS, LAYER, MATRIX, PLAN, STEPS, ZEROS
+from .plan import ACTIVATIONS, BLOCK, FORMATS, LAYER, MATRIX, PANEL, PLAN, SHARED_BYTES, STEPS, ZEROS
 from .team import TEAM
 
 Float32 = NDArray[np.float32]
@@ -18,7 +18,6 @@ Run = Callable[[int, int], None]
 
 LINE = 64  # bytes; all arrays begin at a multiple
 PADDING = 8  # rows behind every array of activations: tiles are computed whole
-BLOCK, PANEL, ACTIVATIONS, SHARED_BYTES = 256, 64, 40, 192
 MAX_TEXTS = 256  # of a pass
 
 

@@ -52,6 +52,16 @@ MATRIX = ["format", "codes", "scales", "outputs", "inputs", "zero"]
 zero     what the activations are told of it: ZEROS[format]
 """
 
+# ---- sizes that the kernels and those who call them must agree on
+
+GROUP = 32  # inputs that share a scale
+# Bytes of a group of activations: 32 codes; float32 scale; int32 -zero * (sum of codes and 128 * excess); 4 bytes of
+# excess, all but one of them 0; and where the weights for these 4 are, int32 offset in bytes and int32 shift in bits.
+ACTIVATIONS = 52
+PANEL = 64  # outputs of a product that are computed together
+BLOCK = 256  # rows of a product that are computed together
+SHARED_BYTES = 192  # what threads see of each other, see threads.py
+
 FORMATS = ("f32", "q8_0", "q4_0")
 ZEROS = {"f32": 0, "q8_0": 128, "q4_0": 8}  # the offset of a format's codes, see rows.put_group
 

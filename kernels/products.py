@@ -7,16 +7,14 @@ A block's rows pass a panel while the panel is in the first cache; every panel i
 import os
 from typing import Any
 
-from .plan import FORMATS, MATRIX
+from .plan import ACTIVATIONS, BLOCK, FORMATS, GROUP, MATRIX, PANEL
 from .rows import geglu_row
 from .simd import kernel, record
 from .threads import draw
 from .tiles import (
-    ACTIVATIONS,
     BLOCK_BYTES,
     FLOAT_ROWS,
     FLOAT_VECTORS,
-    GROUP,
     ROWS,
     VECTORS,
     tile_floats,
@@ -24,8 +22,6 @@ from .tiles import (
     tile_q8_0,
 )
 
-PANEL = 64  # outputs
-BLOCK = 256  # rows
 FEW_ROWS = 64  # up to here reading weights counts, see chunk_of
 DEPTH = 384  # inputs of a float32 product at a time: 32 outputs of them fill the first cache
 

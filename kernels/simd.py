@@ -307,6 +307,57 @@ def largest(b: Any, x: Any) -> Any:
     return emit_halves(b, x, lambda b, first, second: b.select(b.fcmp_ordered(">", first, second), first, second))
 
 
+@instruction(
+    ints,
+    floats,
+    types.int64,
+    meaning=lambda x, first: np.abs(x).view(np.int32) & -32 | np.arange(first, first + LANES, dtype=np.int32),
+)
+def magnitude_keys(b: Any, x: Any, first: Any) -> Any:
+    """|x| as an integer that grows with it, its last five bits replaced by the lane's number, counted from `first`: the
+    largest of them tells the largest magnitude (to 2^-18 of it) and where it is."""
+    bits = b.and_(b.bitcast(x, INTS), ir.Constant(INTS, [0x7FFFFFE0] * LANES))
+    numbers = b.add(ir.Constant(INTS, list(range(LANES))), emit_splat(b, b.trunc(first, I32), INTS))
+    return b.or_(bits, numbers)
+
+
+@instruction(types.float32, types.int64, meaning=lambda key: np.int32(key & -32).view(np.float32))
+def magnitude(b: Any, key: Any) -> Any:
+    """A key's magnitude, rounded down."""
+    return b.bitcast(b.and_(b.trunc(key, I32), ir.Constant(I32, -32)), F32)
+
+
+@instruction(types.int64, ints, ints, meaning=lambda x, y: int(np.maximum(x, y).max()))
+def largest_of_ints(b: Any, x: Any, y: Any) -> Any:
+    def join(b: Any, first: Any, second: Any) -> Any:
+        return b.select(b.icmp_signed(">", first, second), first, second)
+
+    return b.sext(emit_halves(b, join(b, x, y), join), I64)
+
+
+@instruction(ints, ints, types.int64, meaning=lambda x, key: np.where(x == key, np.int32(0), x))
+def without(b: Any, x: Any, key: Any) -> Any:
+    """0 where x equals the key."""
+    same = b.icmp_signed("==", x, emit_splat(b, b.trunc(key, I32), INTS))
+    return b.select(same, ir.Constant(INTS, [0] * LANES), x)
+
+
+@instruction(
+    ints, ints, ints, types.int64, meaning=lambda x, keys, key: np.where(keys == key, x + 64 >> 7, np.int32(0))
+)
+def excess_of(b: Any, x: Any, keys: Any, key: Any) -> Any:
+    """x / 128, rounded, in the lane where `keys` equals the key; 0 in the others."""
+    same = b.icmp_signed("==", keys, emit_splat(b, b.trunc(key, I32), INTS))
+    rounded = b.ashr(b.add(x, ir.Constant(INTS, [64] * LANES)), ir.Constant(INTS, [7] * LANES))
+    return b.select(same, rounded, ir.Constant(INTS, [0] * LANES))
+
+
+@instruction(ints, ints, ints, meaning=lambda x, excess: x - (excess << 7))
+def less_excess(b: Any, x: Any, excess: Any) -> Any:
+    """x - 128 * excess"""
+    return b.sub(x, b.shl(excess, ir.Constant(INTS, [7] * LANES)))
+
+
 @instruction(ints, floats, meaning=lambda x: x.astype(np.int32))
 def to_ints(b: Any, x: Any) -> Any:
     """Floats without a fraction, as int32."""

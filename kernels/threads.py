@@ -13,9 +13,8 @@ from .simd import I32, atomic_add, atomic_get, atomic_set, emit_call, instructio
 from .tiles import COLUMN
 
 ARRIVED, GENERATION, TICKET = 0, 64, 128  # bytes into the shared memory
-SHARED_BYTES = 192
-# A fifth of a millisecond to one, by the processor's idea of a pause: longer than threads of an idle machine ever wait for
-# each other. Then the core is given away, and whoever takes it, however low its priority, keeps it for milliseconds.
+# A fifth of a millisecond to one, by the processor's idea of a pause: longer than idle cores keep each other waiting.
+# Then the core is given away, and whoever takes it, however low its priority, keeps it for milliseconds.
 SPINS = 20_000
 
 

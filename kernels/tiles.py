@@ -22,6 +22,7 @@ from numba import types
 
 from . import simd
 from .columns import BY_NAME
+from .plan import ACTIVATIONS, GROUP
 from .simd import (
     BYTES,
     F32,
@@ -39,6 +40,7 @@ from .simd import (
     emit_splat,
     emit_store,
     get_float,
+    get_int32,
     get_signed_byte,
     get_unsigned_byte,
     instruction,
@@ -51,8 +53,6 @@ ROWS, VECTORS = COLUMN.tile
 FLOAT_ROWS, FLOAT_VECTORS = COLUMN.floats
 
 LINE = 64  # bytes of a cache line
-GROUP = 32  # inputs that share a scale
-ACTIVATIONS = 40  # bytes of a group of activations: 32 codes, float32 scale, int32 -zero * sum(codes)
 BLOCK_BYTES = {"q8_0": 512, "q4_0": 256}  # codes of a group for 16 outputs
 Body = Callable[[Any, list[Any]], list[Any]]
 
@@ -214,7 +214,11 @@ def _bytes(kind: str) -> Callable[..., Any]:
                         weight = byte >> 4 if i >= 16 else byte & 15
                     else:
                         weight = get_unsigned_byte(weights + i // 4 * 64 + i % 4)
-                    products += (weight - zero) * get_signed_byte(codes + i)
+                    code = get_signed_byte(codes + i)
+                    place = i // 4 % 4 * 64 + i // 16 * 4096 if four_bits else i // 4 * 64
+                    if place == get_int32(codes + 44) + get_int32(codes + 48) * 1024:
+                        code += 128 * get_signed_byte(codes + 40 + i % 4)
+                    products += (weight - zero) * code
                 scale = simd.get_half(s + group * 32 + 2 * lane) * get_float(codes + 32)
                 total += np.float32(products) * scale
             set_float(out + 4 * lane, total)
@@ -232,8 +236,8 @@ def _emitted_bytes(kind: str) -> Any:
     out, ldo      float32 rows
     ahead         codes that will be wanted soon, a quarter of what this tile reads: they are fetched on the way
 
-    Sums of a group begin at -zero * sum(codes), which takes the weights' offset off for nothing. Bound by the byte
-    multipliers: for each group 8 of them to one conversion, one product of scales and one multiply-add.
+    A group's sum begins at 128 times the excess's product and -zero * sum(codes), which takes the weights' offset off
+    for nothing. Bound by the multipliers: for each group 9 of bytes, one of scales and one multiply-add.
     """
     four_bits = kind == "q4_0"
     signed = not four_bits and COLUMN.dot in ("pmaddubsw", "sdot")
@@ -260,7 +264,13 @@ def _emitted_bytes(kind: str) -> Any:
             products = []
             for place in here:
                 start = emit_splat(b, emit_load(b, b.add(place, constant(36)), I32, 4), INTS)
-                products.append([ir.Constant(INTS, [0] * LANES) if signed else start] * VECTORS)
+                excess = b.bitcast(emit_splat(b, emit_load(b, b.add(place, constant(40)), I32, 4), INTS), BYTES)
+                first = []
+                for vector in emit_chosen(b, panels, place, four_bits, signed):
+                    product = emit_dot(b, ir.Constant(INTS, [0] * LANES), vector, excess, signed)
+                    product = b.shl(product, ir.Constant(INTS, [7] * LANES))
+                    first.append(product if signed else b.add(product, start))
+                products.append(first)
             lines = BLOCK_BYTES[kind] * VECTORS // 4 // LINE
             first = b.add(ahead, b.mul(group, constant(lines * LINE)))
             for line in range(lines):
@@ -291,6 +301,17 @@ def _emitted_bytes(kind: str) -> Any:
                 emit_store(b, b.add(place, constant(64 * j)), totals[r * VECTORS + j], 4)
 
     return emit
+
+
+def emit_chosen(b: Any, panels: list[Any], place: Any, four_bits: bool, signed: bool) -> list[Any]:
+    """The weights, as emit_weights has them, for the four inputs that a row's group names."""
+    offset = b.zext(emit_load(b, b.add(place, constant(44)), I32, 4), I64)
+    vectors = [emit_load(b, b.add(panel, offset), BYTES, 64) for panel in panels]
+    if not four_bits:
+        return [b.xor(v, ir.Constant(BYTES, [-128] * 64)) for v in vectors] if signed else vectors
+    shift = emit_splat(b, emit_load(b, b.add(place, constant(48)), I32, 4), INTS)
+    low = ir.Constant(BYTES, [15] * 64)
+    return [b.and_(b.bitcast(b.lshr(b.bitcast(v, INTS), shift), BYTES), low) for v in vectors]
 
 
 def emit_prefetch(b: Any, place: Any) -> None:
