@@ -29,10 +29,14 @@ class Choice:
 
 def choose() -> Choice:
     """The column for this process."""
-    fits = [column for column in COLUMNS if not lacking(column)]
-    wish = os.environ.get("GEMMA_NP_KERNELS")
+    wish = os.environ.get("GEMMA_NP_KERNELS", "").strip().lower()
     if wish == NUMPY:
         return Choice(None, "GEMMA_NP_KERNELS asks for it")
+    try:
+        import llvmlite.binding  # noqa: F401
+    except (ImportError, OSError) as error:
+        return Choice(None, f"llvmlite, which loads compiled kernels, cannot be imported: {error}")
+    fits = [column for column in COLUMNS if not lacking(column)]
     if wish and wish in BY_NAME and BY_NAME[wish] in fits:
         return Choice(BY_NAME[wish], "GEMMA_NP_KERNELS asks for it")
     best = fits[0]
