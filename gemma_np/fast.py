@@ -1,5 +1,6 @@
 """A checkpoint on the compiled kernels: the door from weights and configuration to kernels/forward.py."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class Fast:
         self._weights, self._config = weights, config
         self._heads = [packed(weights.dense[head.name].weight) for head in leading_heads(modules)]
         self._run = cache.load(column, formats_of(weights))
+        self._growing = threading.Lock()
         self._engine = self._made(max(BATCH_TOKENS, config.max_positions))
 
     def _made(self, max_tokens: int) -> "kernels.engine.Engine":
@@ -101,9 +103,17 @@ class Fast:
 
     def _pass(self, ids: Sequence[Int32], skips: Sequence[int], hidden: bool = False) -> Any:
         lengths = [len(tokens) for tokens in ids]
-        if sum(lengths) > self._engine.max_tokens:  # longer than the model's positions, as the user wishes
-            self._engine = self._made(sum(lengths))
-        return self._engine.run(embed_tokens(np.concatenate(ids), self._weights, self._config), lengths, skips, hidden)
+        engine = self._engine
+        if sum(lengths) > engine.max_tokens:  # longer than the model's positions, as the user wishes
+            engine = self._grown(sum(lengths))
+        return engine.run(embed_tokens(np.concatenate(ids), self._weights, self._config), lengths, skips, hidden)
+
+    def _grown(self, tokens: int) -> "kernels.engine.Engine":
+        """An engine for longer texts, in halves again as long, so that texts that grow do not make one each."""
+        with self._growing:
+            if tokens > self._engine.max_tokens:
+                self._engine = self._made(max(tokens, self._engine.max_tokens * 3 // 2))
+            return self._engine
 
 
 def packed(matrix: Matrix | None) -> Packed:

@@ -7,8 +7,9 @@ half a team waiting for the rest.
 
 import os
 import threading
+from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Pass(Protocol):
@@ -26,6 +27,15 @@ class Pass(Protocol):
         """Behind, by the leader alone."""
 
 
+class Call:
+    """A pass, and the one who waits for it."""
+
+    def __init__(self, work: Pass) -> None:
+        self.work = work
+        self.given_up = False
+        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+
 class Team:
     """Runs passes, one after the other."""
 
@@ -35,51 +45,67 @@ class Team:
             os.register_at_fork(after_in_child=self._start_anew)
 
     def _start_anew(self) -> None:
-        self._starting = threading.Lock()
-        self._led = False
-        self._passes: SimpleQueue[tuple[Pass, SimpleQueue[BaseException | None]]] = SimpleQueue()
+        self._starting, self._leading = threading.Lock(), threading.Lock()
+        self._leader: threading.Thread | None = None
+        self._calls: SimpleQueue[Call] = SimpleQueue()
         self._others: list[SimpleQueue[Pass]] = []
-        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run(self, work: Pass) -> None:
-        """Wait until the pass is over. An interrupt ends the waiting, not the pass."""
+        """Wait until the pass is over. An interrupt ends the waiting; a pass that runs already goes on."""
         with self._starting:
-            if not self._led:
-                self._led = True
-                threading.Thread(target=self._lead, name="gemma_np-0", daemon=True).start()
-        ended: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._passes.put((work, ended))
-        error = ended.get()
+            if self._leader is None or not self._leader.is_alive():
+                self._leader = threading.Thread(target=self._lead, name="gemma_np-0", daemon=True)
+                self._leader.start()
+        call = Call(work)
+        try:
+            self._calls.put(call)
+            error = call.ended.get()
+        except BaseException:
+            call.given_up = True
+            raise
         if error is not None:
             raise error
 
     def _lead(self) -> None:
-        while True:
-            work, ended = self._passes.get()
-            try:
-                work.begin()
-                while len(self._others) < work.threads - 1:
-                    self._others.append(SimpleQueue())
-                    number = len(self._others)
-                    name = f"gemma_np-{number}"
-                    threading.Thread(target=self._follow, args=(number,), name=name, daemon=True).start()
-                for queue in self._others[: work.threads - 1]:
-                    queue.put(work)
-                work.run(0)
-                for _ in range(work.threads - 1):
-                    self._ended.get()
-                work.end()
-            except BaseException as error:  # whatever it is, the caller must hear of it
-                ended.put(error)
-            else:
-                ended.put(None)
-            del work, ended  # not kept alive while there is nothing to do
+        with self._leading:  # an interrupt in the middle of start() can bring about a second leader: it waits here
+            while True:
+                call = self._calls.get()
+                if not call.given_up:
+                    call.ended.put(self._error_of(call.work))
+                del call  # not kept alive while there is nothing to do
 
-    def _follow(self, number: int) -> None:
-        queue: Any = self._others[number - 1]
+    def _error_of(self, work: Pass) -> BaseException | None:
+        """Run a pass; what went wrong, whatever it is: the caller must hear of it."""
+        try:
+            work.begin()
+            while len(self._others) < work.threads - 1:
+                queue: SimpleQueue[Pass] = SimpleQueue()
+                number = len(self._others) + 1
+                name = f"gemma_np-{number}"
+                threading.Thread(target=self._follow, args=(queue, number), name=name, daemon=True).start()
+                self._others.append(queue)  # now that it runs: where there are too many threads, start() raises
+            for queue in self._others[: work.threads - 1]:
+                queue.put(work)
+            errors = [_error_of(work, 0), *(self._ended.get() for _ in range(work.threads - 1))]
+            error = next((error for error in errors if error is not None), None)
+            if error is None:
+                work.end()
+            return error
+        except BaseException as error:
+            return error
+
+    def _follow(self, queue: SimpleQueue[Pass], number: int) -> None:
         while True:
-            queue.get().run(number)
-            self._ended.put(None)
+            self._ended.put(_error_of(queue.get(), number))
+
+
+def _error_of(work: Pass, number: int) -> BaseException | None:
+    try:
+        work.run(number)
+    except BaseException as error:
+        return error
+    return None
 
 
 TEAM = Team()
@@ -92,17 +118,34 @@ def usable_cores() -> int:
     return max(1, count if quota is None else min(count, quota))
 
 
-def _quota() -> int | None:
-    """The control group's limit of processor time, in whole cores, rounded up; None where there is none."""
+def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """The control groups' limit of processor time, in whole cores, rounded up; None where there is none.
+
+    A group's limit holds for all groups below it. `own` names this process's group; in a container the path may be the
+    host's, which is not to be seen there, and the container's own group is the root.
+    """
     try:
-        with open("/sys/fs/cgroup/cpu.max") as file:  # version 2
-            limit, period = file.read().split()
+        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        groups = []
+    found = [_limit(root)]
+    for _, controllers, path in (group for group in groups if len(group) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        bases = [root] if not controllers else [root / "cpu", root / controllers]
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+            found += [_limit(base / folder.relative_to("/")) for base in bases]
+    found += [_limit(root / "cpu")]
+    return min((cores for cores in found if cores is not None), default=None)
+
+
+def _limit(group: Path) -> int | None:
+    """One group's limit: `cpu.max` of version 2, the two `cpu.cfs` files of version 1."""
+    try:
+        limit, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:  # version 1
-                limit = file.read().strip()
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-                period = file.read().strip()
+            limit, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         except OSError:
             return None
     try:
