@@ -170,7 +170,9 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         metavar="MODEL",
         help="folder of a checkpoint, a hub id, or nano (default: GEMMA_NP_MODEL, else nano, the bundled small model)",
     )
-    added.add_argument("--threads", type=positive, metavar="N", help="threads for the arithmetic (default: all)")
+    added.add_argument(
+        "--threads", type=positive, metavar="N", help="threads that compute (default: one for each core to be had)"
+    )
     added.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
@@ -261,7 +263,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
 def run_info(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, info
 
-    info.report(hub.locate(named_model(arguments)), arguments.quantization)
+    info.report(hub.locate(named_model(arguments)), arguments.quantization, arguments.threads)
 
 
 def run_warmup(arguments: argparse.Namespace) -> None:

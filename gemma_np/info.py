@@ -22,10 +22,11 @@ from gemma_np.tokenizer import Tokenizer
 from gemma_np.weights import check_tensors, dense_shapes, trunk_shapes, without_prefix
 
 
-def report(folder: Path, quantization: str | None = None) -> None:
+def report(folder: Path, quantization: str | None = None, threads: int | None = None) -> None:
     """Print all that is known of a checkpoint; then raise the reason, if it cannot be run.
 
     quantization   the formats that it would be loaded with
+    threads        how many would compute; None: as many as the cores that this process may use
     """
     print(f"checkpoint   {folder}")
     tensors: dict[str, Tensor] = {}
@@ -35,7 +36,7 @@ def report(folder: Path, quantization: str | None = None) -> None:
         config = config if config and not modules.trunk else read_config(folder / modules.trunk)
         print_model(folder, config, modules)
         tensors = open_checkpoint(folder / modules.trunk)
-        print_kernels(config, modules)
+        print_kernels(config, modules, threads)
         print_tensors(tensors)
         everything = dict(tensors)
         check_tensors(without_prefix(tensors), trunk_shapes(config), folder / modules.trunk / "config.json")
@@ -93,10 +94,10 @@ def print_memory(tensors: dict[str, Tensor], quantization: str | None) -> None:
     )
 
 
-def print_kernels(config: Config, modules: Modules) -> None:
+def print_kernels(config: Config, modules: Modules, threads: int | None) -> None:
     column, why = chosen(config, modules)
     print(f"kernels      {column.name if column else kernels.NUMPY}: {why}")
-    print(f"threads      {usable_cores()}, the cores that this process may use")
+    print(f"threads      {threads or f'{usable_cores()}, the cores that this process may use'}")
 
 
 def print_tensors(tensors: dict[str, Tensor]) -> None:

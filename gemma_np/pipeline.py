@@ -140,8 +140,9 @@ class Pipeline:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """BLAS on `threads` threads. What overflows or is NaN is found in the result, and told there."""
-        limited = nullcontext() if self.threads is None else self._blas.limit(limits=self.threads, user_api="blas")
+        """BLAS, which kernels do not use, on `threads` threads. What overflows or is NaN is told from the result."""
+        free = self.threads is None or self.fast is not None
+        limited = nullcontext() if free else self._blas.limit(limits=self.threads, user_api="blas")
         with limited, np.errstate(all="ignore"):
             yield
 

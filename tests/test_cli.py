@@ -25,10 +25,10 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from gemma_np import EmbeddingGemma, __version__, cli, writers
+from gemma_np import EmbeddingGemma, __version__, cli, kernels, writers
 from gemma_np.arrays import Float32
 
-COMMANDS = ("embed", "similarity", "rank", "info", "verify")
+COMMANDS = ("embed", "similarity", "rank", "info", "warmup", "verify")
 TEXTS = ["Mars is red", "", 'a "quoted", text', "naïve 日本 🪐", "  spaces  "]
 COMMAND = [sys.executable, "-c", "import sys; from gemma_np.cli import main; sys.exit(main())"]
 ONE_LINE = re.compile(r"gemma-np: error: [^\n]+\n")
@@ -477,6 +477,22 @@ def test_letters_that_the_terminal_lacks_are_escaped(process: Any, small: Path) 
     assert out.endswith(b"  \\u65e5\\u672c\n")
 
 
+# Warmup
+
+
+def test_warmup_is_one_line_with_column_threads_and_format(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("warmup", small)
+    done = run("warmup", small, "--threads", 3)
+    assert (done.status, done.err) == (0, "")
+    assert done.lines == [f"ready: {kernels.choose().name} with 3 threads, float32"]
+    monkeypatch.setenv("GEMMA_NP_KERNELS", "numpy")
+    done = run("warmup", small)
+    assert (done.status, done.err) == (0, "")
+    assert done.lines == [f"nothing to compile: NumPy runs {small}, because GEMMA_NP_KERNELS asks for it"]
+
+
 # Usage and failure
 
 
@@ -506,6 +522,7 @@ def test_letters_that_the_terminal_lacks_are_escaped(process: Any, small: Path) 
         ["rank", "a", "b", "-i", "file"],
         ["info", "a", "b"],
         ["info", "a"],
+        ["warmup", "a"],
         ["verify", "a"],
     ],
 )
@@ -565,7 +582,7 @@ def test_too_little_memory_is_one_line(run: Run, small: Path, monkeypatch: pytes
 def test_a_damaged_model_is_one_line_for_every_command(run: Run, writable: Path) -> None:
     content = (writable / "model.safetensors").read_bytes()
     (writable / "model.safetensors").write_bytes(content[: len(content) // 2])
-    for arguments in (["embed", "a"], ["similarity", "a", "b"], ["rank", "a", "b"], ["info"], ["verify"]):
+    for arguments in (["embed", "a"], ["similarity", "a", "b"], ["rank", "a", "b"], ["info"], ["warmup"], ["verify"]):
         done = run(arguments[0], "-m", writable, *arguments[1:])
         assert done.status == 1
         assert ONE_LINE.fullmatch(done.err)

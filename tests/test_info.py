@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gemma_np.kernels.team import usable_cores
 from safetensors.numpy import load_file, save_file
 
 from gemma_np import EmbeddingGemma, GemmaError, cli, kernels
@@ -39,6 +40,21 @@ def test_it_says_what_the_model_is(small: Path, capsys: pytest.CaptureFixture[st
 def test_it_says_which_kernels_run_and_why(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = info(small, capsys)
     assert f"kernels      {kernels.choose().name}: {kernels.choose().reason}" in out
+    assert f"threads      {usable_cores()}, the cores that this process may use\n" in out
+    assert cli.main(["info", str(small), "--threads", "3"]) == 0
+    assert "threads      3\n" in capsys.readouterr().out
+
+
+def test_forced_kernels_are_told_with_the_reason(
+    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_NP_KERNELS", "plain")
+    assert "kernels      plain: GEMMA_NP_KERNELS asks for it\n" in info(small, capsys)[1]
+    monkeypatch.setenv("GEMMA_NP_KERNELS", "bogus")
+    _, out, err = info(small, capsys)
+    assert f"kernels      {kernels.choose().name}: the first column" in out
+    assert err.count("\n") == 1
+    assert "expected one of" in err
 
 
 def test_it_counts_parameters_and_memory(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
