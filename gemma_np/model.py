@@ -35,8 +35,8 @@ def trunk(ids: Int32, weights: Weights, config: Config, trace: Trace | None = No
 
 def embed_tokens(ids: Int32, weights: Weights, config: Config) -> Float32:  # [T] -> [T, D]
     """Rows of the embedding table, times sqrt(D)."""
-    table = weights.embed_tokens
-    return quantized_rows(table.rows(ids), weights.embed_format, table.name) * math.sqrt(config.D)
+    rows = quantized_rows(weights.embed_tokens.rows(ids), weights.embed_format, "embed_tokens.weight")
+    return rows * math.sqrt(config.D)
 
 
 def block(x: Float32, w: LayerWeights, layer: Layer, rope: Rope, step: "Steps") -> Float32:  # [T, D] -> [T, D]

@@ -68,7 +68,7 @@ def test_texts_longer_than_any_before_may_come_from_many_threads(model: Embeddin
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of pages")
 def test_memory_does_not_grow_with_texts_of_mixed_length(model: EmbeddingGemma) -> None:
-    """After the first 300 texts 1,500 more (10,000 are the same) add less than 8 MB: pages that Python and the allocator keep."""
+    """After 300 texts 1,500 more add less than 8 MB, which Python and the allocator may keep; so did 10,000."""
     lengths = np.random.default_rng(0)
 
     def rss(texts: int) -> float:
