@@ -38,7 +38,8 @@ SENTENCES = Path(__file__).resolve().parents[2] / "shared" / "data" / "train" / 
 FLAGS = "avx2 avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimddp i8mm bf16"
 PAUSE = 0.3  # seconds between two engines: thread pools that spin have gone to sleep by then
 CALLS_OF = 1024  # tokens in a turn at least: short texts are called several times, each time another
-SEEN = 2  # calls of each shape before it is timed: engines compile for a shape when they first see it
+SEEN = 2  # calls of each shape at least before it is timed: engines compile for a shape when they first see it
+JUDGED = 8  # of them at most, for the cosines
 Row = dict[str, Any]
 
 
@@ -101,9 +102,9 @@ class Bench:
         """All engines on one shape."""
         times: dict[str, list[float]] = {name: [] for name in self.names}
         peaks = dict.fromkeys(self.names, 0.0)
-        seen = [batches.new() for _ in range(SEEN)]
-        reference = self.workers[peers.REFERENCE].ask(seen[0])[0]
-        cosines = {}
+        seen = [batches.new() for _ in range(max(SEEN, min(JUDGED, batches.calls)))]
+        references = [self.workers[peers.REFERENCE].ask(ids)[0] for ids in seen]
+        cosines: dict[str, list[float]] = {name: [] for name in self.names}
 
         def turn(name: str, calls: list[Ids], timed: bool) -> None:
             if name not in self.workers:
@@ -114,8 +115,8 @@ class Bench:
                     peaks[name] = max(peaks[name], peak)
                     if timed:
                         times[name].append(ms)
-                    elif number == 0:
-                        cosines[name] = (vectors * reference).sum(1, dtype=np.float64)
+                    else:
+                        cosines[name] += (vectors * references[number]).sum(1, dtype=np.float64).tolist()
             except RuntimeError as error:
                 self.drop(name, error)
             time.sleep(PAUSE)
@@ -135,8 +136,9 @@ class Bench:
                         "engine": name,
                         "best_ms": min(times[name]),
                         "median_ms": median(times[name]),
-                        "cosine_mean": float(cosines[name].mean()),
-                        "cosine_min": float(cosines[name].min()),
+                        "cosine_mean": sum(cosines[name]) / len(cosines[name]),
+                        "cosine_min": min(cosines[name]),
+                        "cosines_of": len(cosines[name]),
                         "peak_mb": peaks[name],
                         "times_ms": times[name],
                         "tokens": sum(map(len, seen[0])),

@@ -13,6 +13,7 @@ The loops are LLVM assembly inside Numba functions, so that what runs is what is
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -130,51 +131,56 @@ def read_loop() -> Callable[[int, int], int]:
     return njit(nogil=True)(lambda address, count: read(address, count))  # type: ignore[no-any-return]
 
 
-def together(threads: int, work: Callable[[int], object], rounds: int) -> float:
-    """Seconds in which all threads do work(number), from the first's start to the last's end; the best of `rounds`."""
-    seconds = []
+def together(threads: int, work: Callable[[int], object], rounds: int, clock: Callable[[], float]) -> float:
+    """Seconds by `clock` of the slowest of some threads that do work(number) at the same time; the best of `rounds`.
+
+    Each thread stays on a core of its own (Linux): new threads may begin on one core, and end before they are moved.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    best_seconds = float("inf")
     for _ in range(rounds):
         barrier = threading.Barrier(threads)
-        times: list[tuple[float, float]] = []
+        seconds: list[float] = []
 
-        def run(number: int, barrier: threading.Barrier = barrier, times: list[tuple[float, float]] = times) -> None:
+        def run(number: int, barrier: threading.Barrier = barrier, seconds: list[float] = seconds) -> None:
+            if cores:
+                os.sched_setaffinity(0, {cores[number % len(cores)]})
             barrier.wait()
-            start = time.perf_counter()
+            start = clock()
             work(number)
-            times.append((start, time.perf_counter()))
+            seconds.append(clock() - start)
 
         workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        seconds.append(max(end for _, end in times) - min(start for start, _ in times))
-    return min(seconds)
+        best_seconds = min(best_seconds, max(seconds))
+    return best_seconds
 
 
-def register_peak(step: Instruction, threads: int, rounds: int = 7) -> float:
-    """Operations per second."""
+def register_peak(step: Instruction, threads: int, rounds: int = 10) -> float:
+    """Operations per second, by the time that the threads had the processor: a busy neighbour does not lower a peak."""
     loop = register_loop(step)
+    loop(1)  # compiles it
 
     def seconds(threads: int, count: int, rounds: int) -> float:
-        return together(threads, lambda number: loop(count), rounds)
+        return together(threads, lambda number: loop(count), rounds, time.thread_time)
 
     count = 1000
-    while (
-        seconds(1, count, 1) < 0.03
-    ):  # long enough to reach the clock, short enough to fit between the neighbours' work
+    while seconds(1, count, 1) < 0.03:
         count *= 2
     return threads * count * step.accumulators * step.operations / seconds(threads, count, rounds)
 
 
-def bandwidth(threads: int, megabytes: int = 768, rounds: int = 7) -> float:
+def bandwidth(threads: int, megabytes: int = 512, rounds: int = 10) -> float:
     """Bytes per second of reading, far more than any cache holds."""
     loop = read_loop()
     data = np.ones(megabytes << 20, np.uint8)
     start = data.ctypes.data + -data.ctypes.data % 64
     pieces = ((megabytes << 20) - 64) // 1024 // threads
     loop(start, 1)
-    seconds = together(threads, lambda number: loop(start + number * pieces * 1024, pieces), rounds)
+    seconds = together(threads, lambda number: loop(start + number * pieces * 1024, pieces), rounds, time.perf_counter)
     return threads * pieces * 1024 / seconds
 
 

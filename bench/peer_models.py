@@ -49,7 +49,9 @@ def torch_embedder(checkpoint: Path) -> Any:
             real = attention_mask[:, None, None, :].bool()
             masks = {"full_attention": real & torch.ones_like(near), "sliding_attention": real & near}
             masks = {kind: torch.where(seen, 0.0, MASKED) for kind, seen in masks.items()}
-            x = self.trunk(input_ids=input_ids, attention_mask=masks, use_cache=False).last_hidden_state
+            positions = n[None].expand_as(input_ids)  # a row for each text: ONNX Runtime's RoPE takes no fewer
+            out = self.trunk(input_ids=input_ids, attention_mask=masks, position_ids=positions, use_cache=False)
+            x = out.last_hidden_state
             weight = attention_mask[:, :, None].to(x.dtype)
             e = (x * weight).sum(1) / weight.sum(1)
             for head in self.heads:

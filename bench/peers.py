@@ -236,7 +236,9 @@ class LlamaCpp(Engine):
     maker = staticmethod(peer_models.gguf_float32)
     float32 = True
     longest = 2048
-    packed = 512  # tokens per call; llama.cpp's default, and faster than 2048: attention is masked, not skipped
+    packed = (
+        512  # tokens per call, its default; more would be slower, as attention to other texts is masked, not skipped
+    )
 
     def load(self) -> None:
         import llama_cpp as llama
@@ -263,7 +265,7 @@ class LlamaCpp(Engine):
             "n_ubatch": self.longest,
             "tokens per call": f"up to {self.packed}, longer texts alone",
             "flash attention": "auto",
-            "system": llama.llama_print_system_info().decode().strip(" |"),
+            "system": "".join(llama.llama_print_system_info().decode().split(" = 1 |")),
         }
 
     def packs(self, ids: Ids) -> Iterator[list[int]]:
