@@ -1,9 +1,11 @@
 """Training of nano, on a few hundred texts and a teacher with random weights: all stages, stopped and gone on."""
 
+import csv
 import json
 import lzma
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -66,8 +68,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small["model"].update(hidden_size=64, intermediate_size=64, layers="sliding full", heads=[128, 64])
     small["model"]["sliding_window"] = 8
     small["round"].update(texts=2000, tokens_per_batch=512)
-    for stage, rounds in zip(small["stages"], (1, 2), strict=True):
+    for stage, rounds in zip(small["stages"], (1, 1, 1), strict=True):
         stage["rounds"] = rounds
+    small["stages"][-1]["own"]["round"]["texts"] = 2000
     small["warmup_steps"] = 5
     small["loss"]["dimensions"] = [64, 32]
     path = tmp_path_factory.mktemp("config") / "small.json"
@@ -75,10 +78,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(data: Path, config: Path, out: Path, work: Path) -> subprocess.Popen[str]:
+def command(data: Path, config: Path, out: Path, work: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PATH": "", "HF_HUB_OFFLINE": "1"}  # without a compiler: compiling takes half a minute
-    arguments = [str(ROOT / "tools" / "train_nano"), str(data), str(out), "--work", str(work), "--config", str(config)]
-    return subprocess.Popen([sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    tool = ROOT / "tools" / "train_nano"
+    arguments = [tool, data, out, "--work", work, "--config", config, *more]
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -144,3 +148,29 @@ def test_a_folder_that_exists_is_left_alone(data: Path, config: Path, trained: P
     _, errors = process.communicate()
     assert process.returncode == 2
     assert "exists; remove it" in errors
+
+
+def test_an_exported_model_goes_through_the_last_stage(data: Path, config: Path, trained: Path, tmp_path: Path) -> None:
+    """It finds the rotation that the model was trained with, so it begins where the model stood."""
+    finish(command(data, config, tmp_path / "out", tmp_path / "work", "--start", str(trained / "out")))
+    assert [row["round"] for row in log(tmp_path) if "versions" in row] == [2]
+    before, after = ([row for row in log(folder) if "validation" in row] for folder in (trained, tmp_path))
+    assert len(after) == 1
+    scores = [rows[-1]["validation"]["english"]["64"] for rows in (before, after)]
+    assert scores[1] > scores[0] - 0.02
+    assert EmbeddingGemma(tmp_path / "out").encode("red").shape == (64,)
+
+
+def test_no_made_scene_is_in_the_evaluation_sets(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "train_nano"))
+    from data import SCENES
+    from scenes import scenes
+
+    def plain(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text.lower()))
+
+    made = {plain(text) for text in scenes(SCENES)}
+    with (shared / "data" / "eval" / "stsb" / "stsb-en-dev.csv").open(newline="", encoding="utf-8") as file:
+        sentences = {plain(text) for row in csv.reader(file) for text in row[:2]}
+    assert len(sentences) > 2500
+    assert not made & sentences

@@ -3,7 +3,7 @@
     python tools/train_nano DATA OUT --work DIR
 
 DATA holds `train/` and `teacher/`. Every stage keeps its result in DIR: the same command goes on where it was stopped.
-A GPU is used where there is one.
+With --start FOLDER an exported model goes through the last stage once more. A GPU is used where there is one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from batches import Batch, Mixture
 from clusters import clusters
 from curve import draw_curve
 from data import Corpus, other_languages, read_corpus
-from export import export, trunk_config
+from export import export, read_export, trunk_config
 from losses import cosines, training_loss
 from make_checkpoint import PROMPTS
 from model import Nano
@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with train/ and teacher/")
     parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write; must not exist")
     parser.add_argument("--work", type=Path, metavar="DIR", required=True, help="where the stages keep their results")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="an exported model, to go on from: the last stage")
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("nano.json"), metavar="FILE")
     arguments = parser.parse_args()
     if arguments.out.exists():
@@ -52,17 +53,28 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     corpus = read_corpus(arguments.data / "train")
+    if arguments.start:
+        shutil.copyfile(arguments.start / "tokenizer.json", work / "tokenizer.json")
     tokenizer = the_tokenizer(corpus, arguments.data / "train", work / "tokenizer.json", config["tokenizer"])
-    vectors = teach(corpus.texts[: corpus.english], arguments.data / "teacher", work / "teacher.npy", device)
     tokenizer.enable_truncation(config["model"]["max_position_embeddings"])
-    groups = clusters(vectors, config["clusters"], config["seed"], work / "clusters.npy")
-    mixture = Mixture(corpus, tokenizer, groups, PROMPTS, config)
-    trainer = Trainer(config, mixture, vectors, work, device)
+    mixture = Mixture(corpus, tokenizer, PROMPTS)
+    stages = recipes(config)
+    first = len(stages) - config["stages"][-1]["rounds"] if arguments.start else 0
+    wanted = mixture.wanted(dict(list(enumerate(stages))[first:]))
+    vectors = teach(corpus.texts, wanted, arguments.data / "teacher", work / "teacher.npy", device)
+    groups = clusters(vectors, wanted, config["clusters"], config["seed"], work / "clusters.npy")
+    trainer = Trainer(config, mixture, vectors, groups, work, device)
     if not trainer.resume():
-        texts = corpus.texts[: corpus.english : 50]
-        pieces = piece_vectors(tokenizer, arguments.data / "teacher", work / "pieces.npy", device)
-        width = config["model"]["hidden_size"]
-        trainer.begin(start_embeddings(tokenizer, texts, pieces, trainer.rotation, width))
+        if arguments.start:
+            trainer.model.load_state_dict(read_export(arguments.start))
+            trainer.turn(trainer.rotation_learnt(wanted))
+            trainer.begin_stage(first)
+        else:
+            trainer.turn(rotation(vectors[wanted], config["loss"]["dimensions"], config["seed"]))
+            texts = corpus.texts[: corpus.english : 50]
+            pieces = piece_vectors(tokenizer, arguments.data / "teacher", work / "pieces.npy", device)
+            width = config["model"]["hidden_size"]
+            trainer.begin(start_embeddings(tokenizer, texts, pieces, trainer.rotation, width))
     trainer.run()
     draw_curve(work / "log.jsonl", work / "curve.png")
     tokenizer.no_truncation()
@@ -82,23 +94,58 @@ def the_tokenizer(corpus: Corpus, folder: Path, path: Path, config: dict[str, An
     return Tokenizer.from_file(str(path))
 
 
+def recipes(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configuration as it holds for each round: a stage may set shares, weights, prompts and losses of its own."""
+
+    def changed(name: str, own: Any) -> Any:
+        return {**config[name], **own} if isinstance(own, dict) else own
+
+    return [
+        {**config, **{name: changed(name, own) for name, own in stage.get("own", {}).items()}}
+        for stage in config["stages"]
+        for _ in range(stage["rounds"])
+    ]
+
+
 class Trainer:
     """Model, optimizers and progress, kept in `work` after every round."""
 
     def __init__(
-        self, config: dict[str, Any], mixture: Mixture, vectors: np.ndarray[Any, Any], work: Path, device: str
+        self,
+        config: dict[str, Any],
+        mixture: Mixture,
+        vectors: np.ndarray[Any, Any],
+        groups: np.ndarray[Any, Any],
+        work: Path,
+        device: str,
     ) -> None:
-        self.config, self.mixture, self.work, self.device = config, mixture, work, device
+        self.config, self.mixture, self.vectors, self.groups = config, mixture, vectors, groups
+        self.work, self.device = work, device
+        self.recipes = recipes(config)
         torch.manual_seed(config["seed"])
-        self.vectors = vectors
-        turned = rotation(vectors, config["loss"]["dimensions"], config["seed"], work / "rotation.npy")
-        self.rotation = turned.to(device)
         self.model = Nano(trunk_config(config), config["model"]["heads"]).to(device)
         if device == "cuda" or shutil.which("g++"):  # half as long again without
             for block in self.model.layers:
                 block.compile(dynamic=True)
-        self.rounds = sum(stage["rounds"] for stage in config["stages"])
+        self.rounds = len(self.recipes)
         self.begin_stage(0)
+
+    def turn(self, rotation: np.ndarray[Any, Any]) -> None:
+        """Learn the teacher's vectors [384] @ rotation [384, 384]."""
+        np.save(self.work / "rotation.npy", rotation.astype(np.float32))
+        self.rotation = torch.from_numpy(np.load(self.work / "rotation.npy")).to(self.device)
+
+    @torch.no_grad()
+    def rotation_learnt(self, wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The rotation that a model was trained with, from its vectors and the teacher's (orthogonal Procrustes)."""
+        rows = wanted[:: max(1, len(wanted) // 100_000)].tolist()
+        product = torch.zeros(2 * self.vectors.shape[1:], device=self.device)
+        texts = [self.mixture.corpus.texts[row] for row in rows]
+        for batch in self.mixture.batches(texts, rows, 4096, self.groups):
+            theirs = torch.from_numpy(self.vectors[batch.targets].astype(np.float32)).to(self.device)
+            product += theirs.T @ nn.functional.normalize(self.embed(batch))
+        left, _, right = torch.linalg.svd(product)
+        return (left @ right).cpu().numpy()
 
     def begin(self, embeddings: Tensor) -> None:
         """Static start: pieces from the teacher, heads that leave them as they are, blocks near the identity."""
@@ -131,6 +178,7 @@ class Trainer:
         if state["config"] != self.config:
             raise SystemExit(f"{path} was made with another configuration; remove it, or name another --work")
         self.model.load_state_dict(state["model"])
+        self.turn(np.load(self.work / "rotation.npy"))
         self.begin_stage(state["round"])
         self.steps = state["steps"]
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -156,9 +204,9 @@ class Trainer:
     def run(self) -> None:
         versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
         self.log(versions=versions, device=self.device, threads=torch.get_num_threads(), round=self.round)
-        held_out = self.mixture.validation()
+        held_out = self.mixture.validation(self.groups)
         while self.round < self.rounds:
-            self.train_round(self.mixture.round(self.round))
+            self.train_round(self.mixture.round(self.round, self.recipes[self.round], self.groups))
             self.round += 1
             scores = {name: self.validate(batches) for name, batches in held_out.items()}
             self.log(round=self.round, validation=scores)
@@ -169,10 +217,11 @@ class Trainer:
 
     def train_round(self, batches: list[Batch]) -> None:
         begun, texts, sums = time.monotonic(), 0, 0.0
+        accumulate = self.recipes[self.round]["accumulate"]
         for number, batch in enumerate(tqdm(batches, desc=f"Round {self.round + 1} of {self.rounds}", unit="batch"), 1):
             rate = self.set_rates(self.round + number / len(batches))
             loss = self.loss(batch)
-            (loss / self.config["accumulate"]).backward()
+            (loss / accumulate).backward()
             texts += len(batch.targets) * (1 if batch.other is None else 2)
             sums += loss.item()
             if number % LOG_EVERY == 0:
@@ -181,7 +230,7 @@ class Trainer:
                 at = round(self.round + number / len(batches), 4)
                 self.log(at=at, loss=round(loss_, 5), rate=round(rate, 5), texts_per_second=round(speed))
                 sums = 0.0
-            if number % self.config["accumulate"] and number < len(batches):
+            if number % accumulate and number < len(batches):
                 continue
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config["clip"])
             for optimizer in self.optimizers:
@@ -212,7 +261,7 @@ class Trainer:
             pairs = len(embedded)
             embedded = torch.cat([embedded, self.embed(batch.other)])
             targets = torch.cat([targets, self.targets(batch.other)])
-        return training_loss(embedded, targets, pairs, self.config["loss"])
+        return training_loss(embedded, targets, pairs, self.recipes[self.round]["loss"])
 
     @torch.no_grad()
     def validate(self, batches: list[Batch]) -> dict[str, float]:
@@ -222,24 +271,22 @@ class Trainer:
         return {str(k): round(torch.cat(row).mean().item(), 5) for k, row in zip(dimensions, found, strict=True)}
 
 
-def rotation(vectors: np.ndarray[Any, Any], dimensions: list[int], seed: int, path: Path) -> Tensor:
+def rotation(vectors: np.ndarray[Any, Any], dimensions: list[int], seed: int) -> np.ndarray[Any, Any]:
     """A rotation [384, 384] that puts the teacher's largest directions first, so that its first k numbers say most.
 
     Cosines do not change by it: nano learns the rotated vectors. Between one Matryoshka dimension and the next the
     directions are mixed at random, so that numbers of a block are equally large: int8 and binary codes need that.
     """
-    if not path.exists():
-        sample = vectors[:: max(1, len(vectors) // 200_000)].astype(np.float32)
-        _, axes = np.linalg.eigh(sample.T @ sample)
-        axes = axes[:, ::-1]
-        rng = np.random.default_rng(seed)
-        ends = sorted(dimensions)
-        mixed = [
-            axes[:, begin:end] @ np.linalg.qr(rng.standard_normal((end - begin, end - begin)))[0]
-            for begin, end in zip([0, *ends], ends, strict=False)
-        ]
-        np.save(path, np.concatenate(mixed, 1).astype(np.float32))
-    return torch.from_numpy(np.load(path))
+    sample = vectors[:: max(1, len(vectors) // 200_000)].astype(np.float32)
+    _, axes = np.linalg.eigh(sample.T @ sample)
+    axes = axes[:, ::-1]
+    rng = np.random.default_rng(seed)
+    ends = sorted(dimensions)
+    mixed = [
+        axes[:, begin:end] @ np.linalg.qr(rng.standard_normal((end - begin, end - begin)))[0]
+        for begin, end in zip([0, *ends], ends, strict=False)
+    ]
+    return np.concatenate(mixed, 1)
 
 
 def optimizers(model: Nano, rates: dict[str, float], decay: float) -> list[torch.optim.Optimizer]:

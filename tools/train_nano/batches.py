@@ -32,20 +32,19 @@ class Batch:
 
 
 class Mixture:
-    """Draws rows: round r gets the r-th share of every source, each shuffled anew when it has been gone through."""
+    """Draws rows: round r gets the r-th share of every source, each shuffled anew when it has been gone through.
+
+    recipe      the configuration as it holds for the round: seed, shares, weights and prompts
+    clusters    the group of each text, int64 [texts]: groups stay together
+    """
 
     def __init__(
         self,
         corpus: Corpus,
         tokenizer: Tokenizer,
-        clusters: NDArray[np.int64],
         prompts: dict[str, str],
-        config: dict[str, Any],
     ) -> None:
-        self.corpus, self.tokenizer, self.clusters, self.config = corpus, tokenizer, clusters, config
-        weights = config["prompts"]
-        self.prompts = ["" if name == "" else prompts[name] for name in weights]
-        self.chances = np.array(list(weights.values())) / sum(weights.values())
+        self.corpus, self.tokenizer, self.prompts = corpus, tokenizer, {"": "", **prompts}
         english = {name: [(row, row) for row in rows] for name, rows in corpus.sources.items()}
         groups = {"english": english, "translations": corpus.translations, "pairs": corpus.pairs}
         self.groups = {
@@ -53,37 +52,52 @@ class Mixture:
             for group, sources in groups.items()
         }
 
-    def round(self, number: int) -> list[Batch]:
+    def wanted(self, rounds: dict[int, dict[str, Any]]) -> NDArray[np.int64]:
+        """The texts whose vectors these rounds, by number with their recipes, and the validation ask for, in order."""
+        found = {target for rows in self.held_out().values() for _, target in rows}
+        for number, recipe in rounds.items():
+            for group in self.groups:
+                rows = self.draw(group, number, recipe)
+                found.update(target for _, target in rows)
+                if group == "pairs":
+                    found.update(query for query, _ in rows)
+        return np.array(sorted(found))
+
+    def round(self, number: int, recipe: dict[str, Any], clusters: NDArray[np.int64]) -> list[Batch]:
         """All batches of a round, shuffled; the same number gives the same batches."""
-        rng = np.random.default_rng((self.config["seed"], number))
-        budget = self.config["round"]["tokens_per_batch"]
-        singles = [*self.draw("english", number), *self.draw("translations", number)]
-        chosen = rng.choice(len(self.prompts), len(singles), p=self.chances)
-        texts = [self.prompts[p] + self.corpus.texts[text] for p, (text, _) in zip(chosen, singles, strict=True)]
-        batches = list(self.batches(texts, [target for _, target in singles], budget))
-        batches += self.pair_batches(self.draw("pairs", number), budget)
+        rng = np.random.default_rng((recipe["seed"], number))
+        budget = recipe["round"]["tokens_per_batch"]
+        singles = [*self.draw("english", number, recipe), *self.draw("translations", number, recipe)]
+        chances = np.array(list(recipe["prompts"].values())) / sum(recipe["prompts"].values())
+        prompts = [self.prompts[name] for name in recipe["prompts"]]
+        chosen = rng.choice(len(prompts), len(singles), p=chances)
+        texts = [prompts[p] + self.corpus.texts[text] for p, (text, _) in zip(chosen, singles, strict=True)]
+        batches = list(self.batches(texts, [target for _, target in singles], budget, clusters))
+        batches += self.pair_batches(self.draw("pairs", number, recipe), budget)
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def draw(self, group: str, number: int) -> list[Row]:
+    def draw(self, group: str, number: int, recipe: dict[str, Any]) -> list[Row]:
         sources = self.groups[group]
-        weights = self.config["weights"][group]
+        weights = recipe["weights"][group]
         sizes = {name: len(rows) * weights.get(name, weights.get("other", 1)) for name, rows in sources.items()}
-        share = self.config["round"]["shares"][group] * self.config["round"]["texts"] / sum(sizes.values())
+        share = recipe["round"]["shares"][group] * recipe["round"]["texts"] / sum(sizes.values())
         drawn: list[Row] = []
         for index, (name, rows) in enumerate(sources.items()):
             if not rows:
                 continue
             first, last = (int(sizes[name] * share * n) for n in (number, number + 1))
             for epoch in range(first // len(rows), max(first, last - 1) // len(rows) + 1):
-                order = np.random.default_rng((self.config["seed"], index, epoch)).permutation(len(rows))
+                order = np.random.default_rng((recipe["seed"], index, epoch)).permutation(len(rows))
                 begin, end = (min(max(n - epoch * len(rows), 0), len(rows)) for n in (first, last))
                 drawn += [rows[i] for i in order[begin:end]]
         return drawn
 
-    def batches(self, texts: Sequence[str], targets: Sequence[int], budget: int) -> Iterator[Batch]:
+    def batches(
+        self, texts: Sequence[str], targets: Sequence[int], budget: int, clusters: NDArray[np.int64]
+    ) -> Iterator[Batch]:
         """Texts of about one length together, neighbours side by side; at most `budget` tokens, padding included."""
         ids = self.encode(texts)
-        order = sorted(range(len(ids)), key=lambda i: (band(len(ids[i])), self.clusters[targets[i]]))
+        order = sorted(range(len(ids)), key=lambda i: (band(len(ids[i])), clusters[targets[i]]))
         part: list[int] = []
         longest = 0
         for i in order:
@@ -109,15 +123,19 @@ class Mixture:
             first = self.batch([queries[i] for i in part], [pairs[i][0] for i in part])
             yield Batch(first.ids, first.lengths, first.targets, other)
 
-    def validation(self) -> dict[str, list[Batch]]:
-        """The texts held out, in English and translated, with the prompt for sentences."""
+    def held_out(self) -> dict[str, list[Row]]:
         english = [(i, i) for i in range(0, self.corpus.english, HELD_OUT)]
         rows = [row for rows in self.corpus.translations.values() for row in rows]
         translated = [row for row in rows if row[0] % HELD_OUT == 0 and row[0] >= self.corpus.english]
-        prompt = self.prompts[list(self.config["prompts"]).index("STS")]
-        held_out = {"english": english, "translations": translated}
-        texts = {name: [prompt + self.corpus.texts[text] for text, _ in rows] for name, rows in held_out.items()}
-        return {name: list(self.batches(texts[name], [t for _, t in rows], 4096)) for name, rows in held_out.items()}
+        return {"english": english, "translations": translated}
+
+    def validation(self, clusters: NDArray[np.int64]) -> dict[str, list[Batch]]:
+        """The texts held out, in English and translated, with the prompt for sentences."""
+        found = {}
+        for name, rows in self.held_out().items():
+            texts = [self.prompts["STS"] + self.corpus.texts[text] for text, _ in rows]
+            found[name] = list(self.batches(texts, [target for _, target in rows], 4096, clusters))
+        return found
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]

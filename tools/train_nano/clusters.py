@@ -9,11 +9,13 @@ SAMPLE = 100_000
 STEPS = 8
 
 
-def clusters(vectors: np.ndarray[Any, Any], count: int, seed: int, path: Path) -> np.ndarray[Any, Any]:
-    """The group of each unit vector, int64 [len(vectors)]: spherical k-means on a sample, kept in `path`."""
+def clusters(
+    vectors: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], count: int, seed: int, path: Path
+) -> np.ndarray[Any, Any]:
+    """The group of each vector, int64 [len(vectors)]: spherical k-means on a sample of the `wanted`, kept in `path`."""
     if not path.exists():
         rng = np.random.default_rng(seed)
-        rows = np.sort(rng.choice(len(vectors), min(SAMPLE, len(vectors)), replace=False))
+        rows = np.sort(rng.choice(wanted, min(SAMPLE, len(wanted)), replace=False))
         sample = vectors[rows].astype(np.float32)
         centres = sample[rng.choice(len(sample), min(count, len(sample)), replace=False)]
         for _ in range(STEPS):

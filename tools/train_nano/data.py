@@ -1,4 +1,6 @@
-"""The texts that nano learns from: four files of sentences, translations and pairs, each row with its source.
+"""The texts that nano learns from: four files of sentences, translations and pairs, and made scenes.
+
+Each row of a file has its source:
 
 - en_sentences.tsv.xz: source, sentence; distilled from the teacher
 - parallel.tsv.xz: source, "eng", language, English, translation; the translation gets the English side's vector
@@ -11,10 +13,14 @@ import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
+from scenes import scenes
+
+SCENES = 300_000
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """Every text once. English texts come first: text i of those has row i in the teacher's vectors."""
+    """Every text once, by number: what people wrote in English, then the translations, then the made scenes."""
 
     texts: list[str]
     english: int  # texts[:english]
@@ -52,6 +58,8 @@ def read_corpus(folder: Path) -> Corpus:
     translations: dict[str, list[tuple[int, int]]] = {}
     for (_, _, language, _, text), target in zip(parallel, english, strict=True):
         translations.setdefault(language, []).append((number.setdefault(text, len(number)), target))
+    for text in scenes(SCENES):
+        add(text, "scenes")
     return Corpus(list(number), count, sources, translations, pairs)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from make_checkpoint import SMALL, Blocks, write_json, write_modules, write_tokenizer, write_trunk
 from model import Nano
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from gemma_np.config import read_config
 from gemma_np.weights import trunk_shapes
@@ -54,3 +56,11 @@ def export(model: Nano, tokenizer: Tokenizer, config: dict[str, Any], out: Path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def read_export(folder: Path) -> dict[str, Tensor]:
+    """The state of a model, from the folder that `export` wrote of it: the same but for the rounding to bfloat16."""
+    tensors = load_file(folder / "model.safetensors")
+    for number, name in enumerate(("2_Dense", "3_Dense")):
+        tensors[f"dense.{number}.weight"] = load_file(folder / name / "model.safetensors")["linear.weight"]
+    return {name: tensor.float() for name, tensor in tensors.items()}

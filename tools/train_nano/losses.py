@@ -7,21 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FAR = 0.05  # weight of a pair that the teacher finds unrelated
-
 
 def training_loss(embedded: Tensor, targets: Tensor, pairs: int, config: dict[str, Any]) -> Tensor:
     """[B, 384] and the teacher's (rotated) [B, 384] -> a scalar, the mean over the dimensions of
 
     cosine      1 - cosine of the first k numbers to the teacher's first k
     relations   mean squared difference between the batch's cosines at k and the teacher's at 384, weighted by the
-                latter: to tell neighbours apart counts more than how far strangers are
+                latter plus `far`: to tell neighbours apart counts more than how far strangers are
     binary      the same for the signs alone: cosine c becomes 2 / pi asin(c) where numbers are equally large
     contrast    cross entropy of finding row pairs + i (a document) from row i (its query); 0 without pairs
     """
     relations = targets @ targets.T
-    weights = relations.clamp(min=0) + FAR
-    weights = weights.fill_diagonal_(0) / weights.sum().clamp(min=FAR)  # a text alone has no relations
+    weights = relations.clamp(min=0) + config["far"]
+    weights = weights.fill_diagonal_(0) / weights.sum().clamp(min=config["far"])  # a text alone has no relations
     total = embedded.new_zeros(())
     for k in config["dimensions"]:
         y = F.normalize(embedded[:, :k])

@@ -1,4 +1,4 @@
-"""The teacher's vectors: all-MiniLM-L6-v2 reads every English text once, in bfloat16."""
+"""The teacher's vectors: all-MiniLM-L6-v2 reads each English text that training asks for once, in bfloat16."""
 
 import json
 from collections.abc import Sequence
@@ -13,44 +13,45 @@ from transformers import AutoModel
 
 MAX_TOKENS = 256  # as in the teacher's sentence_bert_config.json
 TOKENS_PER_BATCH = 3072  # more leave the caches: on 2 cores 16,384 are half as fast
-SAVE_EVERY = 20_000  # texts
 
 
-def teach(texts: Sequence[str], teacher: Path, out: Path, device: str) -> NDArray[np.float16]:
-    """float16 [texts, 384], of length 1, kept in the file `out`; begun again, it goes on where it was stopped.
+def teach(
+    texts: Sequence[str], wanted: NDArray[np.int64], teacher: Path, out: Path, device: str
+) -> NDArray[np.float16]:
+    """float16 [texts, 384], kept in the file `out`; begun again, it goes on where it was stopped.
 
-    Texts go in order of their length, so that each batch has one length: no padding and no mask.
+    The rows `wanted` are of length 1, the others 0 (the file system does not even store them). Texts go in order of
+    their length, so that each batch has one length: no padding and no mask.
     """
-    progress = out.with_suffix(".done")
-    done = int(progress.read_text()) if progress.exists() else 0
     dimensions = json.loads((teacher / "config.json").read_text())["hidden_size"]
     vectors = np.lib.format.open_memmap(
-        out, "r+" if done else "w+", dtype=np.float16, shape=None if done else (len(texts), dimensions)
+        out,
+        "r+" if out.exists() else "w+",
+        dtype=np.float16,
+        shape=None if out.exists() else (len(texts), dimensions),
     )
     if len(vectors) != len(texts):
         raise SystemExit(f"{out} has {len(vectors)} rows for {len(texts)} texts: made from other data; remove it")
-    if done == len(texts):
+    left = wanted[~vectors[wanted].any(1)]
+    if not len(left):
         return vectors
 
     tokenizer = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
-    ids = [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch_fast(list(texts))]
+    ids = [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch_fast([texts[row] for row in left])]
     order = np.argsort([len(row) for row in ids], kind="stable")
     model = AutoModel.from_pretrained(teacher, dtype=torch.bfloat16).eval().to(device)
-    saved = done
-    with torch.inference_mode(), tqdm(total=len(texts), initial=done, desc="Teacher", unit="text") as bar:
-        while done < len(texts):
+    done = 0
+    with torch.inference_mode(), tqdm(total=len(left), desc="Teacher", unit="text") as bar:
+        while done < len(left):
             length = len(ids[order[done]])
             rows = order[done : done + max(1, TOKENS_PER_BATCH // length)]
             rows = rows[[len(ids[row]) == length for row in rows]]
             states = model(input_ids=torch.from_numpy(np.stack([ids[row] for row in rows])).to(device))
             pooled = states.last_hidden_state.float().mean(1)
-            vectors[rows] = torch.nn.functional.normalize(pooled).half().cpu().numpy()
+            vectors[left[rows]] = torch.nn.functional.normalize(pooled).half().cpu().numpy()
             done += len(rows)
             bar.update(len(rows))
-            if done - saved >= SAVE_EVERY or done == len(texts):
-                vectors.flush()
-                progress.write_text(str(done))
-                saved = done
+    vectors.flush()
     return vectors
