@@ -235,7 +235,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config["clip"])
             for optimizer in self.optimizers:
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)  # all of it: a stage may leave parameters to no optimizer
             self.steps += 1
 
     def set_rates(self, at: float) -> float:
