@@ -184,8 +184,13 @@ def get_int32(b: Any, place: Any) -> Any:
     return b.sext(emit_load(b, place, I32, 4), I64)
 
 
-@instruction(types.void, address, types.int64, meaning=_set(np.int32, 1))
+def _set_int32(place: int, value: int) -> None:
+    _at(place, np.int32, 1)[:] = np.int64(value).astype(np.int32)
+
+
+@instruction(types.void, address, types.int64, meaning=_set_int32)
 def set_int32(b: Any, place: Any, value: Any) -> None:
+    """The low half of an int64."""
     emit_store(b, place, b.trunc(value, I32), 4)
 
 
