@@ -1,32 +1,33 @@
-"""Compile the forward pass for one column to an object file, in a process of its own: Numba and its memory stay out of
-the program that uses the kernels.
+"""Compile kernels for one column to an object file, in a process of its own: Numba and its memory stay out of the
+program that uses them.
 
     python -m gemma_np.kernels.build OUT.o       cache.py sets the environment: column, formats, Numba's processor
 
-Numba makes LLVM's code of every kernel; here they become one module with one visible function, which is optimised as a
-whole, so that nothing of Python's or Numba's libraries is left in the object: it asks for the C library alone.
+Numba makes LLVM's code of every kernel; here they become one module in which the entries alone are visible. It is
+optimised as a whole, so that nothing of Python's or Numba's libraries is left: the object asks for the C library alone.
 """
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 from numba import types
 
+from .cache import ENTRY
 from .columns import BY_NAME, Column
 
-ENTRY = "gemma_np_forward"  # void(int64 plan, int64 thread)
+Entries = Mapping[str, tuple[Any, tuple[Any, ...]]]  # the name in the object -> a kernel and its arguments' types
+LLVM_NAMES = {types.int64: "i64", types.float32: "float"}
 
 
-def kernels_module() -> tuple[str, str]:
-    """LLVM's text of all kernels, and the name of the forward pass in it."""
+def product() -> Entries:
+    """What gemma_np itself calls: void(int64 plan, int64 thread)."""
     from .forward import forward
 
-    signature = (types.int64, types.int64)
-    forward.compile(signature)
-    return forward.inspect_llvm(signature), forward.overloads[signature].fndesc.llvm_func_name
+    return {ENTRY: (forward, (types.int64, types.int64))}
 
 
 def machine_of(column: Column, triple: str) -> Any:
@@ -36,21 +37,38 @@ def machine_of(column: Column, triple: str) -> Any:
     )
 
 
-def link(text: str, name: str, machine: Any, triple: str) -> Any:
-    """The module with ENTRY alone in sight, optimised for a machine."""
-    text += f"""
-define void @{ENTRY}(i64 %plan, i64 %thread) {{
+def module_of(name: str, kernel: Any, arguments: tuple[Any, ...]) -> Any:
+    """A kernel with all that it calls, and a C function `name` that calls it, in LLVM's terms."""
+    kernel.compile(arguments)
+    inner = kernel.overloads[arguments].fndesc.llvm_func_name
+    values = ", ".join(f"{LLVM_NAMES[kind]} %argument.{i}" for i, kind in enumerate(arguments))
+    return llvm.parse_assembly(
+        f"""{kernel.inspect_llvm(arguments)}
+define void @{name}({values}) {{
   %result = alloca ptr
   %error = alloca ptr
-  %status = call i32 @"{name}"(ptr %result, ptr %error, i64 %plan, i64 %thread)
+  %status = call i32 @"{inner}"(ptr %result, ptr %error, {values})
   ret void
 }}
 """
-    module = llvm.parse_assembly(text)
-    module.triple = triple
-    module.data_layout = str(machine.target_data)
+    )
+
+
+def join(entries: Entries, machine: Any, triple: str) -> Any:
+    """One module with all entries in it."""
+    whole = llvm.parse_assembly("")
+    whole.triple, whole.data_layout = triple, str(machine.target_data)
+    for name, (kernel, arguments) in entries.items():
+        module = module_of(name, kernel, arguments)
+        module.triple, module.data_layout = whole.triple, whole.data_layout
+        whole.link_in(module)
+    return whole
+
+
+def optimise(module: Any, entries: Entries, machine: Any) -> Any:
+    """The same module with nothing but the entries in sight, optimised for a machine."""
     for item in (*module.functions, *module.global_variables):
-        if not item.is_declaration and item.name != ENTRY:
+        if not item.is_declaration and item.name not in entries:
             item.linkage = "internal"
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
     passes = llvm.create_pass_builder(machine, tuning)
@@ -58,13 +76,18 @@ define void @{ENTRY}(i64 %plan, i64 %thread) {{
     return module
 
 
-def main() -> int:
-    column = BY_NAME[os.environ["GEMMA_NP_BUILD"]]
+def build(entries: Entries) -> bytes:
+    """The object code of some kernels for this machine, in the column that the environment names."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     triple = llvm.get_process_triple()
-    machine = machine_of(column, triple)
-    Path(sys.argv[1]).write_bytes(machine.emit_object(link(*kernels_module(), machine, triple)))
+    machine = machine_of(BY_NAME[os.environ["GEMMA_NP_BUILD"]], triple)
+    code: bytes = machine.emit_object(optimise(join(entries, machine, triple), entries, machine))
+    return code
+
+
+def main() -> int:
+    Path(sys.argv[1]).write_bytes(build(product()))
     return 0
 
 
