@@ -99,10 +99,12 @@ def _floats(a: int, lda: int, w: int, across: int, down: int, depth: int, out: i
     for row in range(FLOAT_ROWS):
         for column in range(FLOAT_VECTORS * LANES):
             place = out + row * ldo + 4 * column
-            total = get_float(place) * get_float(factors + 4 * row) if factors != 0 else np.float32(0)
+            total = np.float32(0)
             v = w + column // LANES * across + column % LANES * 4
             for k in range(depth):
                 total += get_float(a + row * lda + 4 * k) * get_float(v + k * down)
+            if factors != 0:
+                total += get_float(place) * get_float(factors + 4 * row)
             set_float(place, total)
 
 
@@ -116,29 +118,15 @@ def tile_floats(
     w             16 columns at a time: `across` bytes to the next 16, `down` bytes to the next k
     depth         number of k
     out, ldo      float32 rows
-    factors       float32 [rows], or address 0: `out` is not read, sums begin at 0
+    factors       float32 [rows], or address 0: `out` is not read
+
+    The sum over k stands alone before it joins `out`: products in blocks have rounding errors of a block's length.
 
     Bound by the multiply-add units: rows * vectors of them for rows + vectors loads.
     """
     rows, outs = emit_steps(b, a, lda, FLOAT_ROWS), emit_steps(b, out, ldo, FLOAT_ROWS)
     panels = emit_steps(b, w, across, FLOAT_VECTORS)
     places = [[b.add(place, constant(64 * j)) for j in range(FLOAT_VECTORS)] for place in outs]
-    entry = b.block
-    resume, start = b.append_basic_block("resume"), b.append_basic_block("start")
-    b.cbranch(b.icmp_signed("==", factors, constant(0)), start, resume)
-    b.position_at_end(resume)
-    kept = []
-    for r in range(FLOAT_ROWS):
-        factor = emit_splat(b, emit_load(b, b.add(factors, constant(4 * r)), F32, 4), FLOATS)
-        kept += [b.fmul(emit_load(b, place, FLOATS, 4), factor) for place in places[r]]
-    b.branch(start)
-    b.position_at_end(start)
-    totals = []
-    for value in kept:
-        phi = b.phi(FLOATS)
-        phi.add_incoming(ir.Constant(FLOATS, [0.0] * LANES), entry)
-        phi.add_incoming(value, resume)
-        totals.append(phi)
 
     def body(k: Any, totals: list[Any]) -> list[Any]:
         offset = b.mul(k, down)
@@ -152,10 +140,26 @@ def tile_floats(
             ]
         return made
 
-    totals = emit_loop(b, depth, totals, body)
+    totals = emit_loop(b, depth, [ir.Constant(FLOATS, [0.0] * LANES)] * (FLOAT_ROWS * FLOAT_VECTORS), body)
+    add, put = b.append_basic_block("add"), b.append_basic_block("put")
+    before = b.block
+    b.cbranch(b.icmp_signed("==", factors, constant(0)), put, add)
+    b.position_at_end(add)
+    sums = []
     for r in range(FLOAT_ROWS):
+        factor = emit_splat(b, emit_load(b, b.add(factors, constant(4 * r)), F32, 4), FLOATS)
         for place, total in zip(places[r], totals[r * FLOAT_VECTORS :], strict=False):
-            emit_store(b, place, total, 4)
+            sums.append(emit_fma(b, emit_load(b, place, FLOATS, 4), factor, total))
+    b.branch(put)
+    b.position_at_end(put)
+    values: list[Any] = []
+    for place, total, more in zip([place for row in places for place in row], totals, sums, strict=True):
+        value = b.phi(FLOATS)
+        value.add_incoming(total, before)
+        value.add_incoming(more, add)
+        values.append((place, value))
+    for place, value in values:
+        emit_store(b, place, value, 4)
 
 
 # ---- bytes
