@@ -103,14 +103,18 @@ def furthest_neighbour(window: int) -> int:
 
 
 class Reference:
-    """A checkpoint folder. Weights stay in the file and become float64 one layer at a time."""
+    """A checkpoint folder. Weights stay in the file and become float64 one layer at a time.
 
-    def __init__(self, folder: Path) -> None:
+    weights   take these instead of the file's, by tensor name; "2_Dense/linear.weight" for a Dense
+    """
+
+    def __init__(self, folder: Path, weights: dict[str, Any] | None = None) -> None:
+        self.weights = weights or {}
         self.modules = [
             (entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in read_json(folder / "modules.json")
         ]
         transformer = next(path for kind, path in self.modules if kind == "Transformer")
-        self.tensors = read_checkpoint(transformer)
+        self.tensors = {**read_checkpoint(transformer), **self.weights}
         config = read_json(transformer / "config.json")
         for key in ("attention_bias", "attn_logit_softcapping", "rope_scaling"):
             if config.get(key):
@@ -152,7 +156,9 @@ class Reference:
             if kind == "Pooling":
                 x = pool(x, read_json(path / "config.json"), prompt_length)
             elif kind == "Dense":
-                x = dense(x, read_json(path / "config.json"), read_safetensors(path / "model.safetensors"))
+                tensors = read_safetensors(path / "model.safetensors")
+                tensors["linear.weight"] = self.weights.get(f"{path.name}/linear.weight", tensors["linear.weight"])
+                x = dense(x, read_json(path / "config.json"), tensors)
             elif kind == "Normalize":
                 x = x / max(math.sqrt(x @ x), 1e-12)
             else:
