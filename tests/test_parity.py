@@ -136,6 +136,20 @@ def test_every_step_agrees_at_full_size(sentence_transformers: ModuleType, full:
     assert [row for row in rows if not row[2]] == []
 
 
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
+def test_rounded_activations_cost_little_at_full_size(full: Path, quantization: str) -> None:
+    """Judged by a float64 pass over the same rounded weights: what is left is the kernels' own rounding, to int8."""
+    from test_forward import exact_weights
+
+    ours = EmbeddingGemma(full, quantization=quantization)
+    judge = Reference(full, exact_weights(ours))
+    for tokens in (3, 9, 16, 40, 100, 257, 400, 600):
+        ids = ours.prepare([text_of(ours, tokens, None)])[0][0]
+        cosine = float(ours.embed_ids([ids])[0] @ judge.embed(ids.tolist()))
+        print(f"{quantization}, {tokens} tokens: cosine {cosine:.6f}")
+        assert cosine >= 0.999, f"{tokens} tokens: {cosine:.6f}"
+
+
 # ---- the zoo -------------------------------------------------------------------------------------------------------
 
 
