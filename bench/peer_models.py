@@ -144,10 +144,10 @@ def write_gguf(checkpoint: Path, work: Path, out: Path) -> None:
 
     from gemma_np.config import read_config
     from gemma_np.modules import Dense, resolve_modules
-    from gemma_np.weights import load_weights
+    from gemma_np.weights import checkpoint_tensors, load_weights
 
     config, modules = read_config(checkpoint), resolve_modules(checkpoint)
-    weights = load_weights(checkpoint, config, modules)
+    weights = load_weights(checkpoint_tensors(checkpoint, config, modules), config, modules)
     sliding = next(layer for layer in config.layers if layer.radius is not None)
     full = next(layer for layer in config.layers if layer.radius is None)
     writer = gguf.GGUFWriter(out / "model.gguf", "gemma-embedding")
@@ -170,7 +170,7 @@ def write_gguf(checkpoint: Path, work: Path, out: Path) -> None:
     for number, head in enumerate((head for head in modules.heads if isinstance(head, Dense)), 2):
         writer.add_dense_features_dims(f"dense_{number}", head.inputs, head.outputs)
         writer.add_tensor(f"dense_{number}.weight", np.array(weights.dense[head.name].weight))
-    writer.add_tensor("token_embd.weight", np.array(weights.embed_tokens.float32()))
+    writer.add_tensor("token_embd.weight", weights.embed_tokens.rows(np.arange(config.V)))
     writer.add_tensor("output_norm.weight", weights.norm + 1)  # GGUF stores 1 + w
     for i, layer in enumerate(weights.layers):
         for field, name in GGUF_NAMES.items():

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
@@ -71,8 +72,24 @@ class MappedFile:
         """A copy of some bytes. Where the system can, it is read past the map: a page of a map that is touched counts
         as resident memory, with many neighbours that the system maps along with it."""
         if hasattr(os, "pread"):
-            return os.pread(self.file.fileno(), length, offset)
-        return self.map[offset : offset + length]
+            found = os.pread(self.file.fileno(), length, offset)
+        else:
+            found = self.map[offset : offset + length]
+        if len(found) < length:
+            raise CheckpointError(f"{self.path} was cut to less than {offset + length:,} bytes while it was in use")
+        return found
+
+    def rows(self, ids: AnyArray, offset: int, length: int, count: int) -> NDArray[np.uint8]:  # [T] -> [T, length]
+        """Some rows of a table, each read once.
+
+        offset   where the table begins, bytes
+        length   of a row, bytes
+        count    how many rows the table has
+        """
+        wanted, place = np.unique(ids, return_inverse=True)
+        assert not wanted.size or 0 <= wanted[0] <= wanted[-1] < count  # else: another tensor's bytes
+        stored = b"".join(self.read(offset + row * length, length) for row in wanted.tolist())
+        return np.frombuffer(stored, np.uint8).reshape(len(wanted), length)[place]
 
     def let_go(self, offset: int, length: int) -> None:
         """Give the mapped pages of some bytes back; they come from the file again when they are read again."""
@@ -98,6 +115,11 @@ class Tensor:
     shape: tuple[int, ...]
     source: MappedFile
     offset: int
+
+    @property
+    def format(self) -> str:
+        """As quantize.py names it."""
+        return "f32"
 
     @property
     def nbytes(self) -> int:
@@ -135,11 +157,7 @@ class Tensor:
         """Some rows of a [V, I] tensor, exactly, as a new array; the others are not read, so that a table of gigabytes
         never counts as resident memory, whichever rows a long run touches."""
         dtype, length = self.stored_dtype(), self.nbytes // self.shape[0]
-        wanted, place = np.unique(ids, return_inverse=True)
-        assert not wanted.size or 0 <= wanted[0] <= wanted[-1] < self.shape[0]  # else: another tensor's bytes
-        stored = b"".join(self.source.read(self.offset + row * length, length) for row in wanted.tolist())
-        table: AnyArray = np.frombuffer(stored, dtype).reshape(len(wanted), self.shape[1])
-        return to_float32(table[place])
+        return to_float32(self.source.rows(ids, self.offset, length, self.shape[0]).view(dtype))
 
 
 def to_float32(stored: AnyArray) -> Float32:
@@ -162,7 +180,7 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     def damaged(why: str) -> CheckpointError:
         return CheckpointError(f"{path}: {why}; the file is damaged or no safetensors file, download it again")
 
-    source = _map(path)
+    source = map_file(path)
     size = len(source.map)
     if size < 8:
         raise damaged(f"{size} bytes are too few for a header")
@@ -208,7 +226,8 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _map(path: Path) -> MappedFile:
+def map_file(path: Path) -> MappedFile:
+    """Open a file and map it; CheckpointError when it is missing, empty or unreadable."""
     try:
         with ExitStack() as stack:
             file = stack.enter_context(path.open("rb"))

@@ -13,7 +13,6 @@ from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.batches import chunked, gathered, paired, split
 from gemma_np.errors import GemmaWarning, InputError
-from gemma_np.modules import read_defaults
 from gemma_np.pipeline import Pipeline, described, prompted
 from gemma_np.prompts import prompt_named, titled
 
@@ -75,7 +74,7 @@ class EmbeddingGemma(Pipeline):
             commit = folder.name if folder.parent.name == "snapshots" else revision
             in_cache = {"revision": commit, "cache_folder": cache_folder, "local_files_only": local_files_only}
             self._source = os.fspath(source), in_cache
-        defaults = read_defaults(folder)
+        defaults = self.defaults
         self.prompts: dict[str, str] = {"query": "", "document": "", **defaults.prompts, **(prompts or {})}
         self.default_prompt_name = default_prompt_name or defaults.default_prompt_name
         if self.default_prompt_name is not None:

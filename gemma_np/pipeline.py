@@ -16,42 +16,40 @@ from threadpoolctl import ThreadpoolController
 
 from gemma_np import kernels, model, output
 from gemma_np.arrays import AnyArray, Float32, Int32
-from gemma_np.config import Config, read_config
-from gemma_np.errors import CheckpointError, GemmaWarning, InputError, WeightsError
+from gemma_np.config import Config
+from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.fast import Fast, leading_heads, unfit
-from gemma_np.modules import Modules, check_widths, read_max_seq_length, resolve_modules
+from gemma_np.modules import Modules
 from gemma_np.quantize import format_of
-from gemma_np.tokenizer import Tokenizer
+from gemma_np.source import open_source
 from gemma_np.weights import find_nonfinite, load_weights
 
 
 class Pipeline:
     """A checkpoint in memory: config, modules, weights, tokenizer.
 
-    folder        of the checkpoint
+    path          of the checkpoint
     threads       how many threads compute; None: as many as the cores that this process may use
     quantization  None: float32; or one of quantize.QUANTIZATIONS
     """
 
-    def __init__(self, folder: Path, threads: int | None = None, quantization: str | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, quantization: str | None = None) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads = {threads!r}, expected a positive integer")
-        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-            raise CheckpointError(f"{folder} has no config.json; expected the folder of a checkpoint")
-        self.folder, self.threads = folder.absolute(), threads
-        self._blas = ThreadpoolController()
-        root = read_config(folder) if (folder / "config.json").is_file() else None  # first: it says what model this is
-        self.modules = resolve_modules(folder)
-        trunk = folder / self.modules.trunk
-        self.config = root if root and trunk == folder else read_config(trunk)
-        self.full_dim = check_widths(self.config, self.modules, folder)
         format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
+        source = open_source(path)
+        self.folder, self.threads = source.path, threads
+        self._blas = ThreadpoolController()
+        self.config, self.modules, self.full_dim = source.config, source.modules, source.full_dim
+        self.defaults = source.defaults
         self.quantization = quantization
         self.kernels, self.why_not = chosen(self.config, self.modules)
-        self.weights = load_weights(folder, self.config, self.modules, quantization, packed=self.kernels is not None)
+        self.weights = load_weights(
+            source.tensors, self.config, self.modules, quantization, packed=self.kernels is not None
+        )
         self.fast = self._compiled()
-        self.tokenizer = Tokenizer(trunk, self.config)
-        self._max_seq_length = read_max_seq_length(trunk, self.config)
+        self.tokenizer = source.open_tokenizer()
+        self._max_seq_length = source.max_seq_length
 
     def _compiled(self) -> Fast | None:
         """The kernels for these weights; where they cannot be compiled, NumPy takes over and a warning says why."""

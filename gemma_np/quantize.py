@@ -177,6 +177,16 @@ class Packed:
         """Bytes of codes and scales."""
         return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
+    def aligned(self) -> "Packed":
+        """Itself if codes and scales start at multiples of 64 bytes, as kernels need it, else a copy that does."""
+        if self.codes.ctypes.data % 64 == 0 and (self.scales is None or self.scales.ctypes.data % 64 == 0):
+            return self
+        copy = Packed.empty(self.shape, self.format)
+        copy.codes[...] = self.codes
+        if copy.scales is not None:
+            copy.scales[...] = self.scales
+        return copy
+
     def rows(self, start: int, stop: int) -> Float32:  # -> [stop - start, I]
         """Rows `start` to `stop`, both multiples of 16, as float32, exactly."""
         assert start % LANES == stop % LANES == 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
@@ -212,14 +222,24 @@ def pack(w: Float32, format: str, out: Packed | None = None, name: str = "") -> 
         if out.scales is None:
             out.codes[panels] = rows.reshape(-1, LANES, w.shape[1]).transpose(0, 2, 1)
             continue
-        codes, scales = encode(rows, format, name)
-        out.scales[panels] = scales.reshape(-1, LANES, w.shape[1] // BLOCK).transpose(0, 2, 1)
-        if format == "q4_0":
-            halves = codes.reshape(*scales.shape, 2, BLOCK // 2)
-            codes = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
-        words = codes.view(np.uint32).reshape(-1, LANES, *out.codes.shape[1:-2])  # 4 inputs of a row move as one
-        out.codes[panels].view(np.uint32)[..., 0] = np.moveaxis(words, 1, -1)
+        pack_codes(*encode(rows, format, name), out, start)
     return out
+
+
+def pack_codes(codes: UInt8, scales: Float16, out: Packed, start: int = 0) -> None:
+    """Lay rows out that are encoded already.
+
+    codes, scales   [n, I] and [n, I/32], as `encode` gives them; n a multiple of 16
+    out             where they become rows `start` to `start + n`
+    """
+    assert out.scales is not None
+    panels = slice(start // LANES, (start + len(codes)) // LANES)
+    out.scales[panels] = scales.reshape(-1, LANES, scales.shape[1]).transpose(0, 2, 1)
+    if out.format == "q4_0":
+        halves = codes.reshape(*scales.shape, 2, BLOCK // 2)
+        codes = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
+    words = codes.view(np.uint32).reshape(-1, LANES, *out.codes.shape[1:-2])  # 4 inputs of a row move as one
+    out.codes[panels].view(np.uint32)[..., 0] = np.moveaxis(words, 1, -1)
 
 
 def layout(shape: tuple[int, int], format: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:

@@ -1,24 +1,38 @@
 """Tensor names -> weights. Every name and shape is checked against the configuration before anything is used."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from gemma_np.arrays import Float32, Int32
+from gemma_np.arrays import AnyArray, Float32, Int32
+from gemma_np.blocks import BlockTensor, PackedTensor
 from gemma_np.checkpoint import Tensor, open_checkpoint, open_safetensors
 from gemma_np.config import Config
 from gemma_np.errors import WeightsError
 from gemma_np.modules import Dense, Modules
-from gemma_np.quantize import BLOCK, LANES, Packed, check_shape, format_of, pack
+from gemma_np.quantize import BLOCK, LANES, Packed, check_shape, format_of, pack, pack_codes
 
 log = logging.getLogger("gemma_np")
 
 
 Matrix = Float32 | Packed
+Stored = Tensor | BlockTensor | PackedTensor
+
+# Matrices that kernels multiply in one go, and what they are made of: below each other, or 16 rows of each in turn.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+IN_TURN = {"gate_up_proj"}
+
+
+class Table(Protocol):
+    """The embedding table: rows are read as they are needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def rows(self, ids: AnyArray) -> Float32: ...  # [T] -> [T, D]
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class DenseWeights:
 class Weights:
     """All weights of a model. The embedding table stays in its file: only the rows that a text needs are read."""
 
-    embed_tokens: Tensor  # [V, D]
+    embed_tokens: Table  # [V, D]
     layers: tuple[LayerWeights, ...]
     norm: Float32  # [D]
     dense: dict[str, DenseWeights]  # by module name: "2_Dense"
@@ -66,9 +80,9 @@ class Weights:
 
 def tensor_name(i: int, field: str) -> str:
     """LayerWeights' field -> the tensor's name in layer i."""
-    if field in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "o_proj"):
+    if field in ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_norm", "k_norm", "o_proj"):
         return f"layers.{i}.self_attn.{field}.weight"
-    if field in ("gate_proj", "up_proj", "down_proj"):
+    if field in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
         return f"layers.{i}.mlp.{field}.weight"
     return f"layers.{i}.{field}.weight"
 
@@ -110,90 +124,152 @@ def dense_shapes(head: Dense) -> dict[str, tuple[int, ...]]:
     return {"linear.weight": (head.outputs, head.inputs), **bias}
 
 
-def load_weights(
-    folder: Path, config: Config, modules: Modules, quantization: str | None = None, packed: bool = False
-) -> Weights:
-    """Open a checkpoint's tensors, check them all, and bring the layers into memory.
-
-    quantization  None: float32; else the matrices' formats, see quantize.format_of
-    packed        lay float32 matrices out for the kernels, too (quantised ones always are)
-
-    Plain float32 tensors are mapped, not copied; bfloat16 and float16 ones are converted, exactly, one by one.
-    """
+def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, checked: the trunk's by their names, a Dense module's as `2_Dense/linear.weight`."""
     trunk = folder / modules.trunk
     tensors = without_prefix(open_checkpoint(trunk))
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
-    packed = packed or quantization is not None
-    dense = {}
     for head in modules.heads:
         if isinstance(head, Dense):
             parts = open_safetensors(folder / head.name / "model.safetensors")
             check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
-            bias = parts["linear.bias"].float32() if head.has_bias else None
-            name = f"{head.name}/linear.weight"
-            pack_it = quantization is not None or (packed and head.outputs % LANES == 0)
-            weight = matrices([parts["linear.weight"]], format_of(quantization, name))[0] if pack_it else None
-            dense[head.name] = DenseWeights(parts["linear.weight"].float32() if weight is None else weight, bias)
-    layers = tuple(load_layer(tensors, config, i, quantization, packed) for i in range(len(config.layers)))
-    embed_format = format_of(quantization, "embed_tokens.weight")
-    if config.D % BLOCK and embed_format != "f32":
-        check_shape(tensors["embed_tokens.weight"].shape, embed_format, "embed_tokens.weight")
-    return Weights(tensors["embed_tokens.weight"], layers, tensors["norm.weight"].float32(), dense, embed_format)
+            tensors |= {f"{head.name}/{name}": tensor for name, tensor in parts.items()}
+    return tensors
 
 
-def load_layer(
-    tensors: dict[str, Tensor], config: Config, i: int, quantization: str | None, packed: bool
-) -> LayerWeights:
-    """One layer's weights; packed ones are written straight to where kernels want them."""
-    names = {field: name for field, (name, _) in layer_tensors(config, i).items()}
-    norms: dict[str, Any] = {field: tensors[name].float32() for field, name in names.items() if field.endswith("norm")}
-    if quantization and (damaged := [names[field] for field, norm in norms.items() if not np.isfinite(norm).all()]):
-        raise WeightsError(  # rounding to int8 would hide it
-            f"{damaged[0]} holds NaN or infinity; the checkpoint is damaged, download or convert it again"
-        )
-    if not packed:
-        arrays: dict[str, Any] = {field: tensors[name].float32() for field, name in names.items()}
-        return LayerWeights(**arrays)
-    formats = {field: format_of(quantization, name) for field, name in names.items()}
+def load_weights(
+    tensors: Mapping[str, Stored],
+    config: Config,
+    modules: Modules,
+    quantization: str | None = None,
+    packed: bool = False,
+) -> Weights:
+    """Bring a model's layers into memory.
 
-    def read(*fields: str, in_turn: bool = False) -> list[Packed]:
-        return matrices([tensors[names[field]] for field in fields], formats[fields[0]], in_turn)
+    tensors       by the checkpoint's names, as from `checkpoint_tensors`; packed ones may be fused, see FUSED
+    quantization  None: as they are stored; else the matrices' formats, see quantize.format_of
+    packed        lay float32 matrices out for the kernels, too (quantised ones always are)
 
-    qkv, q_proj, k_proj, v_proj = read("q_proj", "k_proj", "v_proj")
-    gate_up, gate_proj, up_proj = read("gate_proj", "up_proj", in_turn=True)
-    (o_proj,), (down_proj,) = read("o_proj"), read("down_proj")
-    return LayerWeights(
-        **norms,
-        q_proj=q_proj,
-        k_proj=k_proj,
-        v_proj=v_proj,
-        o_proj=o_proj,
-        gate_proj=gate_proj,
-        up_proj=up_proj,
-        down_proj=down_proj,
-        qkv=qkv,
-        gate_up=gate_up,
-    )
-
-
-def matrices(tensors: Sequence[Tensor], format: str, in_turn: bool = False) -> list[Packed]:
-    """Tensors [O, I] of one width, packed into one array: that array, and its part for each if there are several.
-
-    in_turn   16 rows of each in turn (all have as many), instead of one below the other
+    Plain float32 tensors are mapped, not copied; bfloat16 and float16 ones are converted, exactly, one by one. Packed
+    ones are mapped. Rounded ones in blocks are laid out as they are, unless `quantization` asks for another format.
     """
-    for tensor in tensors:
-        check_shape(tensor.shape, format, tensor.name, LANES)
-    rows = [tensor.shape[0] for tensor in tensors]
-    whole = Packed.empty((sum(rows), tensors[0].shape[1]), format, tensors[0].name)
+    formats = formats_held(tensors, quantization)
+    loader = Loader(tensors, formats, packed or any(format != "f32" for format in formats.values()))
+    dense = {}
+    for head in modules.heads:
+        if isinstance(head, Dense):
+            bias = tensors[f"{head.name}/linear.bias"].float32() if head.has_bias else None
+            dense[head.name] = DenseWeights(loader.head(f"{head.name}/linear.weight"), bias)
+    layers = tuple(loader.layer(config, i) for i in range(len(config.layers)))
+    table = tensors["embed_tokens.weight"]
+    assert not isinstance(table, PackedTensor)
+    format = formats["embed_tokens.weight"]
+    if config.D % BLOCK and format != "f32":
+        check_shape(table.shape, format, "embed_tokens.weight")
+    norm = tensors["norm.weight"].float32()
+    return Weights(table, layers, norm, dense, "f32" if table.format == format else format)
+
+
+def formats_held(tensors: Mapping[str, Stored], quantization: str | None) -> dict[str, str]:
+    """Each matrix's format in memory. Kernels take float32 everywhere or nowhere, and one format in what is fused:
+    stored matrices of which that is not true are brought to float32, exactly."""
+    matrices = {name: tensor for name, tensor in tensors.items() if len(tensor.shape) == 2}
+    if quantization is not None:
+        return {name: format_of(quantization, name) for name in matrices}
+    stored = {name: tensor.format for name, tensor in matrices.items()}
+    inner = {name: format for name, format in stored.items() if name != "embed_tokens.weight"}
+    together = [
+        {stored[name.replace(parts[0], part)] for part in parts}
+        for parts in FUSED.values()
+        for name in inner
+        if f".{parts[0]}." in name
+    ]
+    mixed = "f32" in inner.values() and len(set(inner.values())) > 1
+    if mixed or any(len(formats) > 1 for formats in together):
+        inner = dict.fromkeys(inner, "f32")
+    return stored | inner
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Stored tensors -> matrices in memory.
+
+    formats   of the matrices, by name
+    packed    lay matrices out for the kernels
+    """
+
+    tensors: Mapping[str, Stored]
+    formats: Mapping[str, str]
+    packed: bool
+
+    def layer(self, config: Config, i: int) -> LayerWeights:
+        """One layer's weights; packed ones are written straight to where kernels want them."""
+        fields = layer_tensors(config, i)
+        arrays: dict[str, Any] = {}
+        for field, (name, _) in fields.items():
+            if field.endswith("norm"):
+                arrays[field] = self.tensors[name].float32()
+                if any(format != "f32" for format in self.formats.values()) and not np.isfinite(arrays[field]).all():
+                    raise WeightsError(  # rounding to int8 would hide it
+                        f"{name} holds NaN or infinity; the checkpoint is damaged, download or convert it again"
+                    )
+        if not self.packed:
+            arrays |= {field: self.tensors[name].float32() for field, (name, _) in fields.items()}
+            return LayerWeights(**arrays)
+        for fused, parts in FUSED.items():
+            arrays[fused.removesuffix("_proj")], *found = self.matrices(
+                [fields[part] for part in parts], fused in IN_TURN, tensor_name(i, fused)
+            )
+            arrays |= zip(parts, found, strict=True)
+        for field in ("o_proj", "down_proj"):
+            arrays[field] = self.matrices([fields[field]])[0]
+        return LayerWeights(**arrays)
+
+    def head(self, name: str) -> Matrix:
+        """A Dense module's matrix. Kernels run float32 ones only where their panels fit."""
+        tensor = self.tensors[name]
+        if self.packed and (self.formats[name] != "f32" or tensor.shape[0] % LANES == 0):
+            return self.matrices([(name, tensor.shape)])[0]
+        return tensor.float32()
+
+    def matrices(
+        self, wanted: Sequence[tuple[str, tuple[int, ...]]], in_turn: bool = False, fused: str = ""
+    ) -> list[Packed]:
+        """Matrices [O, I] of one width, packed into one: that one, and its part for each if there are several.
+
+        wanted    names and shapes
+        in_turn   16 rows of each in turn (all have as many), instead of one below the other
+        fused     the name of them all as one, if they are stored so
+        """
+        rows = [shape[0] for _, shape in wanted]
+        name = wanted[0][0]
+        stored = self.tensors.get(fused if len(wanted) > 1 else name)
+        if isinstance(stored, PackedTensor):
+            whole = stored.packed()
+            return [whole, *parts_of(whole, rows, in_turn)] if len(wanted) > 1 else [whole]
+        for part_name, shape in wanted:
+            check_shape(shape, self.formats[part_name], part_name, LANES)
+        whole = Packed.empty((sum(rows), wanted[0][1][1]), self.formats[name], name)
+        parts = parts_of(whole, rows, in_turn)
+        for (part_name, _), part in zip(wanted, parts, strict=True):
+            tensor = self.tensors[part_name]
+            if isinstance(tensor, BlockTensor) and tensor.format == part.format:
+                pack_codes(*tensor.encoded(), part)
+            else:
+                pack(tensor.float32(), part.format, part, part_name)
+            tensor.let_go()
+        return [whole, *parts] if len(parts) > 1 else parts
+
+
+def parts_of(whole: Packed, rows: Sequence[int], in_turn: bool) -> list[Packed]:
+    """The matrices, of so many rows each, that a fused one is made of."""
     parts = []
-    for i, tensor in enumerate(tensors):
+    for i, count in enumerate(rows):
         first = sum(rows[:i]) // LANES
-        panels = slice(i, None, len(tensors)) if in_turn else slice(first, first + rows[i] // LANES)
+        panels = slice(i, None, len(rows)) if in_turn else slice(first, first + count // LANES)
         scales = None if whole.scales is None else whole.scales[panels]
-        part = Packed(format, (rows[i], whole.shape[1]), whole.codes[panels], scales)
-        parts.append(pack(tensor.float32(), format, part, tensor.name))
-        tensor.let_go()
-    return [whole, *parts] if len(parts) > 1 else parts
+        parts.append(Packed(whole.format, (count, whole.shape[1]), whole.codes[panels], scales))
+    return parts
 
 
 def formats_of(weights: Weights) -> tuple[str, ...]:

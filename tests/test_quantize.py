@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gemma_np.arrays import AnyArray, Float32
+from gemma_np.blocks import BLOCK_BYTES, to_blocks
 from gemma_np.config import read_config
 from gemma_np.errors import InputError, WeightsError
 from gemma_np.quantize import (
@@ -76,10 +77,8 @@ GOLDENS = {
 
 def block_bytes(x: Float32, format: str) -> list[str]:
     """Our codes and scales as llama.cpp's files have them, block by block, in hexadecimal."""
-    codes, scales = encode(x.reshape(1, -1), format)
-    codes = codes.reshape(-1, BLOCK)
-    stored = codes ^ 128 if format == "q8_0" else codes[:, :16] | codes[:, 16:] << 4
-    return [d.tobytes().hex() + c.tobytes().hex() for d, c in zip(scales[0], stored, strict=True)]
+    blocks = to_blocks(*encode(x.reshape(1, -1), format), format)
+    return [block.tobytes().hex() for block in blocks.reshape(-1, BLOCK_BYTES[format])]
 
 
 def gguf_bytes(x: Float32, format: str) -> list[str]:

@@ -19,13 +19,22 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import read_config
 from gemma_np.errors import CheckpointError, WeightsError
 from gemma_np.modules import resolve_modules
-from gemma_np.weights import Weights, find_nonfinite, layer_tensors, load_weights, tensor_name, trunk_shapes
+from gemma_np.weights import (
+    Weights,
+    checkpoint_tensors,
+    find_nonfinite,
+    layer_tensors,
+    load_weights,
+    tensor_name,
+    trunk_shapes,
+)
 
 Arrays = dict[str, AnyArray]
 
 
 def load(folder: Path) -> Weights:
-    return load_weights(folder, read_config(folder), resolve_modules(folder))
+    config, modules = read_config(folder), resolve_modules(folder)
+    return load_weights(checkpoint_tensors(folder, config, modules), config, modules)
 
 
 def tensors_of(folder: Path) -> Arrays:
@@ -188,9 +197,10 @@ import sys
 from pathlib import Path
 from gemma_np.config import read_config
 from gemma_np.modules import resolve_modules
-from gemma_np.weights import load_weights
+from gemma_np.weights import checkpoint_tensors, load_weights
 folder = Path(sys.argv[1])
-weights = load_weights(folder, read_config(folder), resolve_modules(folder))
+config, modules = read_config(folder), resolve_modules(folder)
+weights = load_weights(checkpoint_tensors(folder, config, modules), config, modules)
 resident, inside = 0, False
 for line in open("/proc/self/smaps"):
     if "-" in line.split(" ")[0]:
@@ -376,7 +386,8 @@ def test_a_trunk_may_lie_in_a_folder_of_its_own(writable: Path, small: Path) -> 
     modules = json.loads((writable / "modules.json").read_text())
     modules[0]["path"] = "0_Transformer"
     (writable / "modules.json").write_text(json.dumps(modules))
-    weights = load_weights(writable, read_config(writable / "0_Transformer"), resolve_modules(writable))
+    config, modules = read_config(writable / "0_Transformer"), resolve_modules(writable)
+    weights = load_weights(checkpoint_tensors(writable, config, modules), config, modules)
     assert_equal(all_arrays(weights), expected_of(small))
 
 
@@ -445,4 +456,4 @@ def test_a_name_with_and_without_prefix_is_told(writable: Path) -> None:
     save_file({**tensors, "model.norm.weight": tensors["norm.weight"]}, path)
     config, modules = read_config(writable), resolve_modules(writable)
     with pytest.raises(WeightsError, match=r"model\.norm\.weight and norm\.weight are both there"):
-        load_weights(writable, config, modules)
+        checkpoint_tensors(writable, config, modules)

@@ -21,7 +21,7 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import Config, read_config
 from gemma_np.model import trunk
 from gemma_np.modules import resolve_modules
-from gemma_np.weights import Weights, load_weights
+from gemma_np.weights import Weights, checkpoint_tensors, load_weights
 
 # Each layer's activations that must be like the real ones, within these factors.
 BOUNDED = ("residual", "input_layernorm", "mlp.down_proj.input")
@@ -111,7 +111,8 @@ class Measured:
 def report(folder: Path) -> int:
     """Print all tables; 0, or 1 if a bound is broken. GemmaError for a checkpoint that cannot be read."""
     config = read_config(folder)
-    model = Measured(load_weights(folder, config, resolve_modules(folder)), config)
+    modules = resolve_modules(folder)
+    model = Measured(load_weights(checkpoint_tensors(folder, config, modules), config, modules), config)
     print(f"{folder}: the real model's figures and this one's, over {len(real_stats.IDS)} tokens\n")
     broken = [*bounded_activations(model), *projections(model), *feed_forward_outputs(model)]
     other_activations(model)

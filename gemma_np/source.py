@@ -1,0 +1,54 @@
+"""A model on disk, opened: its settings are read, its tensors mapped and checked, and nothing is loaded yet."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gemma_np.config import Config, read_config
+from gemma_np.errors import CheckpointError
+from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
+from gemma_np.tokenizer import Tokenizer
+from gemma_np.weights import Stored, checkpoint_tensors
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is loaded from.
+
+    path            the folder
+    full_dim        the size of its vectors
+    defaults        prompts and the like
+    max_seq_length  the longest text in tokens, BOS and EOS included
+    tensors         see weights.load_weights
+    open_tokenizer  reads the tokenizer
+    """
+
+    path: Path
+    config: Config
+    modules: Modules
+    full_dim: int
+    defaults: Defaults
+    max_seq_length: int
+    tensors: Mapping[str, Stored]
+    open_tokenizer: Callable[[], Tokenizer]
+
+
+def open_source(path: Path) -> Source:
+    """Open a checkpoint's folder. Raises CheckpointError, ConfigError and WeightsError."""
+    if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+        raise CheckpointError(f"{path} has no config.json; expected the folder of a checkpoint")
+    root = read_config(path) if (path / "config.json").is_file() else None  # first: it says what model this is
+    modules = resolve_modules(path)
+    trunk = path / modules.trunk
+    config = root if root and trunk == path else read_config(trunk)
+    return Source(
+        path.absolute(),
+        config,
+        modules,
+        check_widths(config, modules, path),
+        read_defaults(path),
+        read_max_seq_length(trunk, config),
+        checkpoint_tensors(path, config, modules),
+        partial(Tokenizer, trunk, config),
+    )
