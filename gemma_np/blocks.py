@@ -12,6 +12,7 @@ import numpy as np
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint import MappedFile
+from gemma_np.errors import WeightsError
 from gemma_np.quantize import BLOCK, ZERO, Float16, Packed, UInt8, decode, layout
 
 BLOCK_BYTES = {"q8_0": 2 + BLOCK, "q4_0": 2 + BLOCK // 2}  # a float16 scale, then the codes
@@ -47,6 +48,12 @@ def from_blocks(blocks: UInt8, format: str) -> tuple[UInt8, Float16]:  # [n, row
     return codes.reshape(rows, scales.shape[1] * BLOCK), scales
 
 
+def check_scales(scales: Float16, name: str, path: Path) -> None:
+    """WeightsError for NaN and infinity: the rounding of activations would hide them."""
+    if (scales.view(np.uint16) & 0x7C00 == 0x7C00).any():  # the exponent of both; isfinite takes ten times as long
+        raise WeightsError(f"{path}: {name} holds NaN or infinity; the file is damaged, download or make it again")
+
+
 @dataclass(frozen=True, eq=False)
 class BlockTensor:
     """A matrix [O, I] whose rows lie in blocks, one behind the other. Nothing is read before it is asked for.
@@ -77,9 +84,10 @@ class BlockTensor:
     def encoded(self) -> tuple[UInt8, Float16]:
         """All codes [O, I] and scales [O, I/32], as quantize.encode gives them."""
         stored: UInt8 = np.frombuffer(self.source.map, np.uint8, count=self.nbytes, offset=self.offset)
-        found = from_blocks(stored.reshape(self.shape[0], -1), self.format)
+        codes, scales = from_blocks(stored.reshape(self.shape[0], -1), self.format)
         self.let_go()
-        return found
+        check_scales(scales, self.name, self.path)
+        return codes, scales
 
     def float32(self) -> Float32:
         """All values, exactly."""
@@ -88,7 +96,9 @@ class BlockTensor:
     def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, I]
         """Some rows, exactly, as a new array; the others are not read."""
         stored = self.source.rows(ids, self.offset, row_bytes(self.shape[1], self.format), self.shape[0])
-        return decode(*from_blocks(stored, self.format), self.format)
+        codes, scales = from_blocks(stored, self.format)
+        check_scales(scales, self.name, self.path)
+        return decode(codes, scales, self.format)
 
     def let_go(self) -> None:
         """Its pages do not count as resident memory any more, until they are read again."""
@@ -130,6 +140,8 @@ class PackedTensor:
             np.frombuffer(self.source.map, np.uint8, math.prod(codes), self.codes).reshape(codes),
             np.frombuffer(self.source.map, "<f2", math.prod(scales), self.scales).reshape(scales),
         )
+        assert mapped.scales is not None
+        check_scales(mapped.scales, self.name, self.path)
         return mapped.aligned()
 
     def float32(self) -> Float32:

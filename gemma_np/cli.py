@@ -17,6 +17,7 @@ from gemma_np.errors import GemmaError, InputError
 
 if TYPE_CHECKING:
     from gemma_np.embedder import EmbeddingGemma
+    from gemma_np.saving import Saved
 
 UNWRAPPED = argparse.RawDescriptionHelpFormatter  # on a narrow terminal too an example can be copied
 FORMATS = ("json", "jsonl", "npy", "csv", "base64")
@@ -132,6 +133,33 @@ def parser() -> argparse.ArgumentParser:
 
     info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info nano")
     info.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+    info.add_argument("--check", action="store_true", help="of a quantised folder: compare files with their checksums")
+
+    quantize = command(
+        commands,
+        "quantize",
+        run_quantize,
+        "a model in int8 or int4, in a folder that opens in an instant and with little memory",
+        "gemma-np quantize nano --format q4_0 -o nano-q4_0",
+    )
+    quantize.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+    quantize.add_argument(
+        "--format",
+        choices=QUANTIZATIONS,
+        default="q8_0",
+        help="q8_0 (int8, the default), q4_0 (int4) or mixed (int8 for attention, else int4)",
+    )
+    quantize.add_argument("-o", "--output", metavar="DIR", required=True, help="a new folder")
+
+    dequantize = command(
+        commands,
+        "dequantize",
+        run_dequantize,
+        "a quantised folder back to a float32 checkpoint, which sentence-transformers loads",
+        "gemma-np dequantize nano -o nano-float32",
+    )
+    dequantize.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+    dequantize.add_argument("-o", "--output", metavar="DIR", required=True, help="a new folder")
 
     warmup = command(
         commands,
@@ -170,6 +198,8 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         metavar="MODEL",
         help="folder of a checkpoint, a hub id, or nano (default: GEMMA_NP_MODEL, else nano, the bundled small model)",
     )
+    if name in ("quantize", "dequantize"):  # nothing is computed but a check
+        return added
     added.add_argument(
         "--threads", type=positive, metavar="N", help="threads that compute (default: one for each core to be had)"
     )
@@ -263,7 +293,27 @@ def run_rank(arguments: argparse.Namespace) -> None:
 def run_info(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, info
 
-    info.report(hub.locate(named_model(arguments)), arguments.quantization, arguments.threads)
+    info.report(hub.locate(named_model(arguments)), arguments.quantization, arguments.threads, arguments.check)
+
+
+def run_quantize(arguments: argparse.Namespace) -> None:
+    saved = save(arguments, arguments.format)
+    print(f"{arguments.output}: {saved.nbytes / 1e6:.1f} MB, {arguments.format}")
+    if saved.cosines is not None:
+        cosines = saved.cosines
+        print(f"cosine to float32, {len(cosines)} texts: mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
+
+
+def run_dequantize(arguments: argparse.Namespace) -> None:
+    print(f"{arguments.output}: {save(arguments, 'float32').nbytes / 1e6:.1f} MB, float32")
+
+
+def save(arguments: argparse.Namespace, format: str) -> "Saved":
+    from gemma_np import hub, saving
+    from gemma_np.source import open_source
+
+    source = open_source(hub.locate(named_model(arguments)))
+    return saving.save(source, Path(os.path.expanduser(arguments.output)), format)
 
 
 def run_warmup(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.batches import chunked, gathered, paired, split
 from gemma_np.errors import GemmaWarning, InputError
+from gemma_np.modules import Defaults
 from gemma_np.pipeline import Pipeline, described, prompted
 from gemma_np.prompts import prompt_named, titled
 
@@ -24,8 +26,9 @@ class EmbeddingGemma(Pipeline):
 
     model                folder of a checkpoint, a hub id, or "nano", the small model inside the package; None: what the
                          environment variable GEMMA_NP_MODEL names, else nano, with a line on stderr
-    quantization         None: float32. "q8_0": int8, "q4_0": int4, "mixed": int8 for attention, int4 for the rest;
-                         rounded while the checkpoint is read, see quantize.py
+    quantization         None: as the files are, float32 for a checkpoint. "q8_0": int8, "q4_0": int4, "mixed": int8 for
+                         attention, int4 for the rest; rounded while the checkpoint is read, see quantize.py.
+                         `save_pretrained` keeps the result, so that it need not be rounded again
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128
     threads              how many threads compute; None: as many as the cores that this process may use
     prompts              prompts by name, beside or instead of the checkpoint's
@@ -74,7 +77,7 @@ class EmbeddingGemma(Pipeline):
             commit = folder.name if folder.parent.name == "snapshots" else revision
             in_cache = {"revision": commit, "cache_folder": cache_folder, "local_files_only": local_files_only}
             self._source = os.fspath(source), in_cache
-        defaults = self.defaults
+        defaults = self.source.defaults
         self.prompts: dict[str, str] = {"query": "", "document": "", **defaults.prompts, **(prompts or {})}
         self.default_prompt_name = default_prompt_name or defaults.default_prompt_name
         if self.default_prompt_name is not None:
@@ -275,6 +278,33 @@ class EmbeddingGemma(Pipeline):
         each = [texts] if isinstance(texts, str) else list(texts)
         _, lengths = self.tokenizer.encode(prompted(each, self.resolve_prompt(prompt_name, prompt)))
         return lengths[0] if isinstance(texts, str) else lengths
+
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> None:
+        """Write the model to a new folder, which EmbeddingGemma opens again, with prompts and settings as they are now.
+
+        path    the folder; it appears when all is written
+        format  None: as the model is now. "q8_0", "q4_0" or "mixed": quantised, opened in an instant and with little
+                memory, by gemma_np alone. "float32": a checkpoint for sentence-transformers too, with the values of
+                the files that the model was opened from; those of a quantised folder stay as they were rounded
+
+        InputError: the folder exists, or a quantised model is asked for in another quantised format.
+        """
+        from gemma_np.saving import save
+
+        save(
+            self.source,
+            Path(os.path.expanduser(path)),
+            format or self.quantization or "float32",
+            defaults=Defaults(self.prompts, self.default_prompt_name, self.similarity_fn_name, self.truncate_dim),
+            max_seq_length=self.max_seq_length,
+            show_progress=show_progress_bar,
+        )
 
     def get_max_seq_length(self) -> int:
         """`max_seq_length`."""

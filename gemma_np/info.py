@@ -6,55 +6,68 @@ checkpoint that the engine refuses.
 
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from gemma_np import kernels
-from gemma_np.checkpoint import Tensor, open_checkpoint, open_safetensors
+from gemma_np.bundle import bundle_tensors, damaged_files, is_bundle, read_manifest
+from gemma_np.checkpoint import open_checkpoint
 from gemma_np.config import Config, read_config
-from gemma_np.errors import GemmaError
+from gemma_np.errors import CheckpointError, GemmaError, InputError
 from gemma_np.kernels.team import usable_cores
 from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
 from gemma_np.quantize import BITS, format_of
 from gemma_np.tokenizer import Tokenizer
-from gemma_np.weights import check_tensors, dense_shapes, trunk_shapes, without_prefix
+from gemma_np.weights import Stored, checkpoint_tensors
 
 
-def report(folder: Path, quantization: str | None = None, threads: int | None = None) -> None:
-    """Print all that is known of a checkpoint; then raise the reason, if it cannot be run.
+def report(folder: Path, quantization: str | None = None, threads: int | None = None, check: bool = False) -> None:
+    """Print all that is known of a model; then raise the reason, if it cannot be run.
 
-    quantization   the formats that it would be loaded with
+    quantization   the formats that a float checkpoint would be loaded with
     threads        how many would compute; None: as many as the cores that this process may use
+    check          compare a bundle's files with their checksums, too
     """
     print(f"checkpoint   {folder}")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Stored] = {}
     try:
+        if check:
+            check_files(folder)
         config = read_config(folder) if (folder / "config.json").is_file() else None
         modules = resolve_modules(folder)
         config = config if config and not modules.trunk else read_config(folder / modules.trunk)
         print_model(folder, config, modules)
-        tensors = open_checkpoint(folder / modules.trunk)
         print_kernels(config, modules, threads)
-        print_tensors(tensors)
-        everything = dict(tensors)
-        check_tensors(without_prefix(tensors), trunk_shapes(config), folder / modules.trunk / "config.json")
-        for head in modules.heads:
-            if isinstance(head, Dense):
-                parts = open_safetensors(folder / head.name / "model.safetensors")
-                named = {f"{head.name}/{name}": tensor for name, tensor in parts.items()}
-                print_tensors(named)
-                check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
-                everything |= named
-        print_memory(everything, quantization)
+        if is_bundle(folder):
+            quantization = read_manifest(folder)[0]
+            tensors = bundle_tensors(folder, config, modules)
+            print_tensors(tensors)
+        else:
+            tensors = dict(open_checkpoint(folder / modules.trunk))
+            print_tensors(tensors)  # before they are checked
+            dense = checkpoint_tensors(folder, config, modules).items()
+            tensors |= {name: tensor for name, tensor in dense if "/" in name}
+            print_tensors({name: tensor for name, tensor in tensors.items() if "/" in name})
+        print_memory(tensors, quantization)
         Tokenizer(folder / modules.trunk, config)
     except GemmaError:
         with suppress(GemmaError):  # the first reason counts
-            print_tensors({} if tensors else open_checkpoint(folder))
+            print_tensors({} if tensors else dict(open_checkpoint(folder)))
         print("can run      no")
         raise
     print("can run      yes")
+
+
+def check_files(folder: Path) -> None:
+    """CheckpointError for a bundle whose files are not what was written."""
+    if not is_bundle(folder):
+        raise InputError(f"{folder} has no checksums to check; folders that `gemma-np quantize` wrote have them")
+    if wrong := damaged_files(folder):
+        raise CheckpointError(f"{folder}: {'; '.join(wrong)}. Copy the folder again, or quantise again")
+    print("checksums    all files are as they were written")
 
 
 def print_model(folder: Path, config: Config, modules: Modules) -> None:
@@ -78,7 +91,7 @@ def print_model(folder: Path, config: Config, modules: Modules) -> None:
     print(f"prompts      {', '.join(known_prompts(prompts)) or 'none'}")
 
 
-def print_memory(tensors: dict[str, Tensor], quantization: str | None) -> None:
+def print_memory(tensors: Mapping[str, Stored], quantization: str | None) -> None:
     """The embedding table stays in the file; matrices are held as `quantization` says, vectors as float32."""
     layers = {name: tensor for name, tensor in tensors.items() if not name.endswith("embed_tokens.weight")}
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -100,7 +113,7 @@ def print_kernels(config: Config, modules: Modules, threads: int | None) -> None
     print(f"threads      {threads or f'{usable_cores()}, the cores that this process may use'}")
 
 
-def print_tensors(tensors: dict[str, Tensor]) -> None:
+def print_tensors(tensors: Mapping[str, Stored]) -> None:
     """One line per kind of tensor, not per layer; a layer that differs has a line of its own."""
     kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for name, tensor in tensors.items():

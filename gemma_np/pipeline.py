@@ -30,23 +30,27 @@ class Pipeline:
 
     path          of the checkpoint
     threads       how many threads compute; None: as many as the cores that this process may use
-    quantization  None: float32; or one of quantize.QUANTIZATIONS
+    quantization  None: as the files are; or one of quantize.QUANTIZATIONS
     """
 
     def __init__(self, path: Path, threads: int | None = None, quantization: str | None = None) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads = {threads!r}, expected a positive integer")
         format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
-        source = open_source(path)
+        self.source = source = open_source(path)
         self.folder, self.threads = source.path, threads
         self._blas = ThreadpoolController()
         self.config, self.modules, self.full_dim = source.config, source.modules, source.full_dim
-        self.defaults = source.defaults
-        self.quantization = quantization
+        if quantization and source.quantization not in (None, quantization):
+            raise InputError(
+                f"{source.path} is {source.quantization} already; quantization = {quantization!r} needs the float "
+                "checkpoint that it was made from"
+            )
+        self.quantization = source.quantization or quantization
         self.kernels, self.why_not = chosen(self.config, self.modules)
-        self.weights = load_weights(
-            source.tensors, self.config, self.modules, quantization, packed=self.kernels is not None
-        )
+        wanted = quantization if source.quantization is None else None
+        packed = self.kernels is not None
+        self.weights = load_weights(source.tensors, self.config, self.modules, wanted, packed)
         self.fast = self._compiled()
         self.tokenizer = source.open_tokenizer()
         self._max_seq_length = source.max_seq_length

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gemma_np.bundle import bundle_tensors, is_bundle, read_manifest
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError
 from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
@@ -21,6 +22,7 @@ class Source:
     defaults        prompts and the like
     max_seq_length  the longest text in tokens, BOS and EOS included
     tensors         see weights.load_weights
+    quantization    what its matrices are rounded to already, one of quantize.QUANTIZATIONS; None: they are not
     open_tokenizer  reads the tokenizer
     """
 
@@ -31,17 +33,19 @@ class Source:
     defaults: Defaults
     max_seq_length: int
     tensors: Mapping[str, Stored]
+    quantization: str | None
     open_tokenizer: Callable[[], Tokenizer]
 
 
 def open_source(path: Path) -> Source:
-    """Open a checkpoint's folder. Raises CheckpointError, ConfigError and WeightsError."""
+    """Open a checkpoint's folder, or a bundle. Raises CheckpointError, ConfigError and WeightsError."""
     if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
         raise CheckpointError(f"{path} has no config.json; expected the folder of a checkpoint")
     root = read_config(path) if (path / "config.json").is_file() else None  # first: it says what model this is
     modules = resolve_modules(path)
     trunk = path / modules.trunk
     config = root if root and trunk == path else read_config(trunk)
+    bundled = is_bundle(path)
     return Source(
         path.absolute(),
         config,
@@ -49,6 +53,7 @@ def open_source(path: Path) -> Source:
         check_widths(config, modules, path),
         read_defaults(path),
         read_max_seq_length(trunk, config),
-        checkpoint_tensors(path, config, modules),
+        bundle_tensors(path, config, modules) if bundled else checkpoint_tensors(path, config, modules),
+        read_manifest(path)[0] if bundled else None,
         partial(Tokenizer, trunk, config),
     )

@@ -1,7 +1,7 @@
 """Tensor names -> weights. Every name and shape is checked against the configuration before anything is used."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,10 +129,12 @@ def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[s
     trunk = folder / modules.trunk
     tensors = without_prefix(open_checkpoint(trunk))
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
+    check_floats(tensors, trunk_shapes(config))
     for head in modules.heads:
         if isinstance(head, Dense):
             parts = open_safetensors(folder / head.name / "model.safetensors")
             check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
+            check_floats(parts, dense_shapes(head))
             tensors |= {f"{head.name}/{name}": tensor for name, tensor in parts.items()}
     return tensors
 
@@ -155,19 +157,15 @@ def load_weights(
     """
     formats = formats_held(tensors, quantization)
     loader = Loader(tensors, formats, packed or any(format != "f32" for format in formats.values()))
-    dense = {}
-    for head in modules.heads:
-        if isinstance(head, Dense):
-            bias = tensors[f"{head.name}/linear.bias"].float32() if head.has_bias else None
-            dense[head.name] = DenseWeights(loader.head(f"{head.name}/linear.weight"), bias)
     layers = tuple(loader.layer(config, i) for i in range(len(config.layers)))
     table = tensors["embed_tokens.weight"]
     assert not isinstance(table, PackedTensor)
     format = formats["embed_tokens.weight"]
     if config.D % BLOCK and format != "f32":
         check_shape(table.shape, format, "embed_tokens.weight")
-    norm = tensors["norm.weight"].float32()
-    return Weights(table, layers, norm, dense, "f32" if table.format == format else format)
+    return Weights(
+        table, layers, loader.norm("norm.weight"), loader.heads(modules), "f32" if table.format == format else format
+    )
 
 
 def formats_held(tensors: Mapping[str, Stored], quantization: str | None) -> dict[str, str]:
@@ -208,11 +206,7 @@ class Loader:
         arrays: dict[str, Any] = {}
         for field, (name, _) in fields.items():
             if field.endswith("norm"):
-                arrays[field] = self.tensors[name].float32()
-                if any(format != "f32" for format in self.formats.values()) and not np.isfinite(arrays[field]).all():
-                    raise WeightsError(  # rounding to int8 would hide it
-                        f"{name} holds NaN or infinity; the checkpoint is damaged, download or convert it again"
-                    )
+                arrays[field] = self.norm(name)
         if not self.packed:
             arrays |= {field: self.tensors[name].float32() for field, (name, _) in fields.items()}
             return LayerWeights(**arrays)
@@ -224,6 +218,22 @@ class Loader:
         for field in ("o_proj", "down_proj"):
             arrays[field] = self.matrices([fields[field]])[0]
         return LayerWeights(**arrays)
+
+    def norm(self, name: str) -> Float32:
+        """A norm's weights; WeightsError where the rounding of activations would hide that they are not finite."""
+        w = self.tensors[name].float32()
+        if any(format != "f32" for format in self.formats.values()) and not np.isfinite(w).all():
+            raise WeightsError(f"{name} holds NaN or infinity; the model is damaged, download or convert it again")
+        return w
+
+    def heads(self, modules: Modules) -> dict[str, DenseWeights]:
+        """The Dense modules' weights by their names."""
+        found = {}
+        for head in modules.heads:
+            if isinstance(head, Dense):
+                bias = self.tensors[f"{head.name}/linear.bias"].float32() if head.has_bias else None
+                found[head.name] = DenseWeights(self.head(f"{head.name}/linear.weight"), bias)
+        return found
 
     def head(self, name: str) -> Matrix:
         """A Dense module's matrix. Kernels run float32 ones only where their panels fit."""
@@ -291,8 +301,7 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], config_path: Path) -> None:
-    """WeightsError for tensors that are missing or misshapen, CheckpointError for those of a type that we do not serve;
-    a warning for those that nobody uses."""
+    """WeightsError for tensors that are missing or misshapen; a warning for those that nobody uses."""
     where = next(iter(tensors.values())).path.name if tensors else f"{config_path.parent}/model.safetensors"
     if missing := [name for name in shapes if name not in tensors]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -307,9 +316,14 @@ def check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
                 f"{tensor.path.name}: {name} has shape {tensor.shape}, expected {shape} from {config_path}. "
                 f"`gemma-np info {config_path.parent}` lists the tensors"
             )
-        tensor.stored_dtype()
     if unknown := sorted(tensors.keys() - shapes.keys()):
         log.warning("%s: %d tensors are not used: %s", where, len(unknown), ", ".join(unknown[:5]))
+
+
+def check_floats(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """CheckpointError for a tensor of a type that we do not serve."""
+    for name in names:
+        tensors[name].stored_dtype()
 
 
 def find_nonfinite(weights: Weights, ids: Sequence[Int32]) -> str | None:

@@ -1,0 +1,209 @@
+"""A model to a folder: quantised, as bundle.py has it, or back to float32, as sentence-transformers reads it.
+
+Tensor by tensor: no more than one layer is in memory, and some rows of the embedding table.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gemma_np import bundle
+from gemma_np.arrays import AnyArray, Float32
+from gemma_np.blocks import PackedTensor, to_blocks
+from gemma_np.bundle import EMBED
+from gemma_np.checkpoint import BYTES, read_json_object
+from gemma_np.errors import InputError
+from gemma_np.folders import Layout, new_folder, write_safetensors
+from gemma_np.loss import SAMPLE, cosines, float32_vectors
+from gemma_np.modules import Defaults, Dense
+from gemma_np.pipeline import Pipeline
+from gemma_np.quantize import QUANTIZATIONS, Packed, encode, format_of
+from gemma_np.source import Source
+from gemma_np.weights import Loader, Matrix, dense_shapes, formats_held, layer_tensors, trunk_shapes
+
+FORMATS = ("float32", *QUANTIZATIONS)
+ROWS = 4096  # of the embedding table, at a time
+NOT_SETTINGS = (
+    "tokenizer.json",
+    "model.safetensors.index.json",
+    bundle.MANIFEST,
+)  # they are written anew, or not needed
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote.
+
+    nbytes    of all files
+    cosines   to the float32 model, float32 [texts of loss.SAMPLE]; None where nothing was rounded
+    """
+
+    nbytes: int
+    cosines: Float32 | None
+
+
+def save(
+    source: Source,
+    out: Path,
+    format: str,
+    *,
+    defaults: Defaults | None = None,
+    max_seq_length: int | None = None,
+    show_progress: bool | None = None,
+) -> Saved:
+    """A model to a new folder.
+
+    out             the folder's name; there may be an empty one. It appears when all is written
+    format          "float32": a checkpoint that sentence-transformers loads, with the very values of a quantised model;
+                    one of quantize.QUANTIZATIONS: a bundle, which is mapped into memory without copying
+    defaults, max_seq_length    instead of the source's
+    show_progress   True, False, or None: on a terminal
+
+    InputError: `out` exists, a quantised model is asked for in another format, or has shapes that have no blocks.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format = {format!r} is not known; expected {', '.join(FORMATS)}")
+    if source.quantization not in (None, format) and format != "float32":
+        raise InputError(
+            f"{source.path} is {source.quantization} already; make {format} from the float checkpoint behind it"
+        )
+    if not source.path.is_dir():
+        raise InputError(f"{source.path} is one file without a checkpoint's settings; use its safetensors checkpoint")
+    with new_folder(out) as folder:
+        copy_settings(source, folder)
+        write_settings(source, folder, defaults or source.defaults, max_seq_length or source.max_seq_length)
+        cosines = None
+        if format == "float32":
+            write_float(source, folder, show_progress)
+        else:
+            write_quantized(source, folder, format, show_progress)
+            bundle.write_manifest(folder, format)
+            cosines = None if source.quantization else loss(source, folder)
+        nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Saved(nbytes, cosines)
+
+
+def loss(source: Source, folder: Path) -> Float32:
+    """Cosines of a bundle's vectors to those of the float model that it was made from."""
+    quantized = Pipeline(folder)
+    ids, _ = quantized.prepare(SAMPLE)
+    return cosines(float32_vectors(source, ids), quantized.embed_ids(ids))
+
+
+def write_quantized(source: Source, folder: Path, quantization: str, show_progress: bool | None) -> None:
+    """model.safetensors of a bundle."""
+    if source.quantization is not None:
+        shutil.copyfile(source.path / "model.safetensors", folder / "model.safetensors")
+        return
+    layout = bundle.file_layout(source.config, source.modules, quantization)
+    parts = watched(quantized_parts(source, quantization), layout, "Quantising", show_progress)
+    write_safetensors(folder / "model.safetensors", layout, parts)
+
+
+def write_float(source: Source, folder: Path, show_progress: bool | None) -> None:
+    """The trunk's model.safetensors and those of the Dense modules; config.json says that they are float32."""
+    path = folder / source.modules.trunk / "config.json"
+    settings = {key: value for key, value in read_json_object(path).items() if key != "torch_dtype"}
+    path.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n")  # else it is rounded on loading
+    trunk = {name: ("F32", shape) for name, shape in trunk_shapes(source.config).items()}
+    parts = watched(float_parts(source), trunk, "Writing", show_progress)
+    write_safetensors(path.with_name("model.safetensors"), trunk, parts)
+    weights = loaded_as_stored(source).heads(source.modules)
+    for head in source.modules.heads:
+        if isinstance(head, Dense):
+            shapes = {name: ("F32", shape) for name, shape in dense_shapes(head).items()}
+            w = weights[head.name]
+            arrays = [as_float32(w.weight), *([] if w.bias is None else [w.bias])]
+            write_safetensors(folder / head.name / "model.safetensors", shapes, arrays)
+
+
+def copy_settings(source: Source, folder: Path) -> None:
+    """The JSON files of a checkpoint's folders, and its tokenizer."""
+    places = ["", source.modules.trunk, source.modules.pooling, *(head.name for head in source.modules.heads)]
+    for place in dict.fromkeys(places):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for path in sorted((source.path / place).glob("*.json")):
+            if path.name not in NOT_SETTINGS:
+                shutil.copyfile(path, folder / place / path.name)
+    shutil.copyfile(
+        source.path / source.modules.trunk / "tokenizer.json", folder / source.modules.trunk / "tokenizer.json"
+    )
+
+
+def write_settings(source: Source, folder: Path, defaults: Defaults, max_seq_length: int) -> None:
+    """Prompts and the like, where they are not the source's any more."""
+    if defaults != source.defaults:
+        path = folder / "config_sentence_transformers.json"
+        settings = read_json_object(path) if path.is_file() else {}
+        path.write_text(json.dumps({**settings, **asdict(defaults)}, indent=2, ensure_ascii=False) + "\n")
+    if max_seq_length != source.max_seq_length:
+        path = folder / source.modules.trunk / "sentence_bert_config.json"
+        settings = read_json_object(path) if path.is_file() else {}
+        path.write_text(json.dumps({**settings, "max_seq_length": max_seq_length}, indent=2) + "\n")
+
+
+def watched(parts: Iterable[AnyArray], layout: Layout, what: str, show: bool | None) -> Iterator[AnyArray]:
+    """The same parts, with a progress bar on stderr."""
+    total = sum(math.prod(shape) * BYTES[dtype] for dtype, shape in layout.values())
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None if show is None else not show) as bar:
+        for part in parts:
+            yield part
+            bar.update(part.nbytes)
+
+
+def quantized_parts(source: Source, quantization: str) -> Iterator[AnyArray]:
+    """All that a bundle's model.safetensors holds, in the order of bundle.file_layout."""
+    tensors, config, modules = source.tensors, source.config, source.modules
+    loader = Loader(tensors, {name: format_of(quantization, name) for name in tensors}, packed=True)
+    for i in range(len(config.layers)):
+        layer = loader.layer(config, i)
+        for matrix in (layer.qkv, layer.gate_up, layer.o_proj, layer.down_proj):
+            yield from packed_parts(matrix)
+    for head in loader.heads(modules).values():
+        yield from packed_parts(head.weight)
+    for name in bundle.vector_shapes(config, modules):
+        yield tensors[name].float32().astype("<f4", copy=False)
+    format = format_of(quantization, EMBED)
+    for rows in table_rows(source):
+        yield to_blocks(*encode(rows, format, EMBED), format)
+
+
+def packed_parts(matrix: Matrix | None) -> Iterator[AnyArray]:
+    assert isinstance(matrix, Packed)
+    assert matrix.scales is not None
+    yield matrix.codes
+    yield matrix.scales.astype("<f2", copy=False)
+
+
+def float_parts(source: Source) -> Iterator[AnyArray]:
+    """All that a trunk's model.safetensors holds, in the order of weights.trunk_shapes."""
+    loader = loaded_as_stored(source)
+    for rows in table_rows(source):
+        yield rows.astype("<f4", copy=False)
+    for i in range(len(source.config.layers)):
+        layer = loader.layer(source.config, i)
+        for field in layer_tensors(source.config, i):
+            yield as_float32(getattr(layer, field)).astype("<f4", copy=False)
+    yield source.tensors["norm.weight"].float32().astype("<f4", copy=False)
+
+
+def loaded_as_stored(source: Source) -> Loader:
+    return Loader(source.tensors, formats_held(source.tensors, None), packed=source.quantization is not None)
+
+
+def as_float32(matrix: Matrix) -> Float32:
+    return matrix.dequantize() if isinstance(matrix, Packed) else matrix
+
+
+def table_rows(source: Source) -> Iterator[Float32]:
+    """The embedding table, some rows at a time."""
+    table = source.tensors[EMBED]
+    assert not isinstance(table, PackedTensor)
+    for start in range(0, source.config.V, ROWS):
+        yield table.rows(np.arange(start, min(start + ROWS, source.config.V)))
