@@ -172,6 +172,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def work_folder(folder: Path, checkpoint: Path) -> Path:
+    """Where the models are that were converted from a checkpoint."""
+    weights = (checkpoint / "model.safetensors").stat()
+    key = hashlib.sha256(f"{checkpoint} {weights.st_size} {weights.st_mtime_ns}".encode()).hexdigest()[:8]
+    return folder / f"{checkpoint.name}-{key}"
+
+
 def chosen(patterns: list[str] | None) -> list[str]:
     """Engines by any part of their names."""
     if patterns is None:
@@ -207,9 +214,7 @@ def main() -> None:
     from peer_report import picture, report
 
     checkpoint = arguments.checkpoint.resolve()
-    weights = (checkpoint / "model.safetensors").stat()
-    key = hashlib.sha256(f"{checkpoint} {weights.st_size} {weights.st_mtime_ns}".encode()).hexdigest()[:8]
-    work = arguments.work / f"{checkpoint.name}-{key}"
+    work = work_folder(arguments.work, checkpoint)
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # NumPy shall choose its kernels by the CPU
         os.environ.pop(name, None)
     sentences: Ids = []

@@ -1,0 +1,147 @@
+"""From the start of a process to a printed vector: seconds and peak memory, beside llama.cpp and ONNX Runtime.
+
+    python bench/bench_startup.py CHECKPOINT --work DIR [--rounds 7]
+
+The job is one text in, 768 numbers out, the interpreter and the tokenizer included: what a script or a command line
+pays each time. Each engine reads its own files, made beforehand (ours by `gemma-np quantize`, the peers' as for
+bench_peers.py, into DIR), tokenizes by its own means, and runs in a new process, in turn, in both orders; files are in
+the system's cache and our kernels compiled. Needs the extra `peers`. A table in Markdown goes to stdout.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+SHORT = "a short text"
+LONG = " ".join(["the quick brown fox jumps over the lazy dog"] * 29)[:-36]
+OURS = {
+    "gemma_np nano": "nano",
+    "gemma_np q4_0": "q4_0",
+    "gemma_np q8_0": "q8_0",
+    "gemma_np float32": "float32",
+}
+PEERS = {
+    "llama.cpp Q4_0": ("llama", "gguf_q4_0"),
+    "llama.cpp Q8_0": ("llama", "gguf_q8_0"),
+    "ONNX Runtime int8": ("onnx", "onnx_int8"),
+    "sentence-transformers float32": ("torch", ""),
+}
+
+
+def run_llama(file: str, checkpoint: str, text: str, threads: int) -> list[float]:
+    from llama_cpp import Llama
+
+    model = Llama(file, embedding=True, n_threads=threads, n_threads_batch=threads, n_ctx=2048, verbose=False)
+    return list(model.embed(text, normalize=True))  # type: ignore[arg-type]
+
+
+def run_onnx(file: str, checkpoint: str, text: str, threads: int) -> list[float]:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    ids = np.array([Tokenizer.from_file(f"{checkpoint}/tokenizer.json").encode(text).ids])
+    vectors = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return [float(number) for number in vectors[0][0]]
+
+
+def run_torch(file: str, checkpoint: str, text: str, threads: int) -> list[float]:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(threads)
+    return [float(number) for number in SentenceTransformer(checkpoint, device="cpu").encode(text)]
+
+
+JOBS: dict[str, Callable[[str, str, str, int], list[float]]] = {
+    "llama": run_llama,
+    "onnx": run_onnx,
+    "torch": run_torch,
+}
+
+
+def measured(command: list[str]) -> tuple[float, float, int]:
+    """Seconds, peak resident MB and how many numbers a process printed."""
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        out = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)[:200]} ended with {process.returncode}")
+    numbers = json.loads(out)
+    return seconds, used.ru_maxrss / 1024, len(numbers[0] if isinstance(numbers[0], list) else numbers)
+
+
+def commands(checkpoint: Path, work: Path, threads: int) -> dict[str, list[str]]:
+    """What each engine is started with, but for the text; files that are missing are made."""
+    import peer_models
+
+    from gemma_np.saving import save
+    from gemma_np.source import open_source
+
+    found = {}
+    for name, format in OURS.items():
+        model = {"nano": "nano", "float32": str(checkpoint)}.get(format, str(work / f"ours-{format}"))
+        if format[0] == "q" and not Path(model).exists():
+            save(open_source(checkpoint), Path(model), format)
+        found[name] = ["gemma-np", "embed", "-m", model, "--threads", str(threads)]
+    for name, (job, maker) in PEERS.items():
+        file = str(getattr(peer_models, maker)(checkpoint, work)) if maker else ""
+        options = [str(checkpoint), "--job", job, "--file", file, "--threads", str(threads), "--text"]
+        found[name] = [sys.executable, __file__, *options]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="From the start of a process to a printed vector.")
+    parser.add_argument("checkpoint", type=Path, help="folder of a full-size checkpoint, float32")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where converted models are kept")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)  # what the measured processes are told
+    parser.add_argument("--file", help=argparse.SUPPRESS)
+    parser.add_argument("--text", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    checkpoint = arguments.checkpoint.resolve()
+    if arguments.job:
+        print(json.dumps(JOBS[arguments.job](arguments.file, str(checkpoint), arguments.text, arguments.threads)))
+        return
+
+    from bench_peers import machine, work_folder
+
+    started = commands(checkpoint, work_folder(arguments.work, checkpoint), arguments.threads)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[tuple[str, str], float] = {}
+    for number in range(arguments.rounds + 1):
+        for name in list(started)[:: -1 if number % 2 else 1]:
+            for text in (SHORT, LONG):
+                took, peak, numbers = measured([*started[name], text])
+                assert numbers in (384, 768), (name, numbers)
+                if number:  # the first brings the files into the cache
+                    seconds.setdefault((name, text), []).append(took)
+                    peaks[name, text] = max(peaks.get((name, text), 0), peak)
+    print(f"{machine()}; {arguments.threads} threads, {arguments.rounds} rounds\n")
+    print("| engine | short text, s: best / median | peak MB | 256 tokens, s: best / median | peak MB |")
+    print("|---|---|---|---|---|")
+    for name in started:
+        cells = [
+            f"{min(seconds[name, text]):.2f} / {median(seconds[name, text]):.2f} | {peaks[name, text]:.0f}"
+            for text in (SHORT, LONG)
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
