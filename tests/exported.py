@@ -137,8 +137,8 @@ class Record:
     """A record of int64 fields, as plan.py names them: of numbers, of arrays and of other records' addresses."""
 
     def __init__(self, names: Iterable[str], **fields: Any) -> None:
-        self.refers = list(fields.values())
-        self.array = np.array([address(fields.get(name, 0)) for name in names], np.int64)
+        self.values = [fields.get(name, 0) for name in names]
+        self.array = np.array([address(value) for value in self.values], np.int64)
 
 
 def address(value: Any) -> Any:
@@ -152,7 +152,7 @@ def memory(values: Iterable[Any]) -> list[AnyArray]:
     found = []
     for value in values:
         if isinstance(value, Record):
-            found += [value.array, *memory(value.refers)]
+            found += [value.array, *memory(value.values)]
         elif isinstance(value, np.ndarray) and value.size:
             found.append(value)
     return found
@@ -169,22 +169,31 @@ class Kernels:
         rows, vectors = column.floats if column else (2, 1)
         self.floats = rows, 16 * vectors
         self._rooms: list[tuple[Any, int, int]] = []
-        self._functions = callables(code) if column else as_python()
+        self.load()
+
+    def load(self) -> None:
+        """Make the functions that `run` calls."""
+        self._functions = callables(self.code) if self.code else as_python()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        function, letters = self._functions[name], EXPORTED[name]
+        if name not in EXPORTED:
+            raise AttributeError(name)
 
         def call(*arguments: Any) -> None:
-            assert len(arguments) == len(letters), f"{name} has arguments {letters}"
-            if not self.code:
-                from gemma_np.kernels.simd import lend
-
-                lend(*memory(arguments))
-                arguments = tuple(np.float32(a) if k == "f" else a for a, k in zip(arguments, letters, strict=True))
-            function(*map(address, arguments))
+            assert len(arguments) == len(EXPORTED[name]), f"{name} has arguments {EXPORTED[name]}"
+            self.run(name, arguments)
             self.check_guards(name)
 
         return call
+
+    def run(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if not self.code:
+            from gemma_np.kernels.simd import lend
+
+            lend(*memory(arguments))
+            kinds = EXPORTED[name]
+            arguments = tuple(np.float32(a) if kind == "f" else a for a, kind in zip(arguments, kinds, strict=True))
+        self._functions[name](*map(address, arguments))
 
     def room(self, shape: Any, dtype: Any = np.float32, fill: Any = None) -> AnyArray:
         """An array that starts at a multiple of 64 bytes, with bytes around it that nobody may touch."""

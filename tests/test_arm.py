@@ -1,5 +1,7 @@
-"""The Arm column, compiled here for aarch64: it asks for the C library alone, and multiplies bytes with sdot."""
+"""The Arm column, compiled here for aarch64: it asks for the C library alone, multiplies bytes with sdot, and, where
+qemu is at hand, test_kernels.py judges every one of its kernels."""
 
+import os
 import platform
 import re
 import subprocess
@@ -7,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import qemu
 from exported import EXPORTED, undefined
 from gemma_np.kernels import cache
 from gemma_np.kernels.columns import BY_NAME
 from gemma_np.kernels.plan import FORMATS
 
-ARM = Path(__file__).with_name("arm.py")
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = cache.environment(BY_NAME["neon"], FORMATS)
     if platform.machine() in BY_NAME["avx2"].machine:
         environment |= {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
-    done = subprocess.run([sys.executable, "-P", str(ARM), str(out)], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-P", str(TESTS / "arm.py"), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -41,3 +45,12 @@ def test_bytes_are_multiplied_by_the_dot_product_instruction(compiled: Path) -> 
     for name in ("tile_q8_0", "tile_q4_0"):
         body = assembly.split(f"\n{name}:\n")[1].split(".cfi_endproc")[0]
         assert len(re.findall(r"\tsdot\t", body)) >= 32, name
+
+
+@pytest.mark.skipif(bool(qemu.missing()), reason=f"needs {' and '.join(qemu.missing())}, to run Arm's kernels")
+def test_its_kernels_are_right_under_emulation(compiled: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "test_kernels.py")]
+    environment = {**os.environ, "GEMMA_NP_TEST_ARM": str(compiled.with_suffix(".o"))}
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
+    assert " passed" in done.stdout

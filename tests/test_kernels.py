@@ -4,7 +4,8 @@ Whole numbers are equal. Floats stay within bounds that are derived here: U is t
 operation, and `fma` counts as two of them, because some machines round in between. `Kernels.room` puts bytes around
 each array, and a call that changes them fails.
 
-With NUMBA_DISABLE_JIT=1 the same tests run the plain kernels as Python, on smaller shapes; see test_emulated.py.
+With NUMBA_DISABLE_JIT=1 the same tests run the plain kernels as Python, on smaller shapes, see test_emulated.py; with
+GEMMA_NP_TEST_ARM=OBJECT those of Arm under qemu, see test_arm.py.
 """
 
 import math
@@ -12,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import exported
@@ -26,7 +28,8 @@ from gemma_np.arrays import AnyArray
 from gemma_np.quantize import FORMATS, Packed, pack
 
 EMULATED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
-HERE = ["python"] if EMULATED else [column.name for column in COLUMNS if not lacking(column)]
+ARM = os.environ.get("GEMMA_NP_TEST_ARM")
+HERE = ["python"] if EMULATED else ["neon"] if ARM else [column.name for column in COLUMNS if not lacking(column)]
 U = 2.0**-24  # half a unit in the last place, relative
 TINY = 2.0**-148  # what a result in the denormal range may lose on top
 SIZES = (32, 96, 160) if EMULATED else (32, 64, 96, 160, 768, 1152)  # of rows: multiples of 32, not all of 64
@@ -37,13 +40,19 @@ MAX_TILE = 16  # rows, at most
 @pytest.fixture(scope="session")
 def objects() -> dict[str, Any]:
     """Compilers of all columns at once, each in its process."""
-    return {} if EMULATED else {name: exported.start(BY_NAME[name]) for name in HERE}
+    return {} if EMULATED or ARM else {name: exported.start(BY_NAME[name]) for name in HERE}
 
 
 @pytest.fixture(scope="session", params=HERE)
-def kernels(request: pytest.FixtureRequest, objects: dict[str, Any]) -> Kernels:
+def kernels(
+    request: pytest.FixtureRequest, objects: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Kernels:
     if EMULATED:
         return Kernels(None)
+    if ARM:
+        from qemu import ArmKernels
+
+        return ArmKernels(Path(ARM), tmp_path_factory.mktemp("arm"))
     return Kernels(BY_NAME[request.param], exported.finished(objects[request.param]))
 
 
@@ -651,7 +660,9 @@ def attention_bound(q: AnyArray, k: AnyArray, v: AnyArray, radius: int) -> AnyAr
     return (relative[..., None] * mean).reshape(T, -1) + 1e-30
 
 
-@pytest.mark.parametrize("T", [1, 3, 17] if EMULATED else [1, 2, 15, 16, 17, 33, 63, 64, 65, 130, 300])
+@pytest.mark.parametrize(
+    "T", [1, 3, 17] if EMULATED else [1, 17, 64, 65, 130] if ARM else [1, 2, 15, 16, 17, 33, 63, 64, 65, 130, 300]
+)
 @pytest.mark.parametrize(("G", "H"), [(1, 32), (2, 32)] if EMULATED else [(1, 32), (2, 32), (3, 96), (3, 256), (8, 64)])
 def test_attention(kernels: Kernels, rng: np.random.Generator, G: int, H: int, T: int) -> None:
     q = rng.standard_normal((T, G, H), dtype=np.float32) * np.float32(3 / math.sqrt(H))
@@ -701,7 +712,7 @@ def test_pool(kernels: Kernels, rng: np.random.Generator) -> None:
         close(pooled[i], reference.pool(rows, skip), (16 + T / 16 + 2) * U * size, f"{T} tokens, {skip} left out")
 
 
-@pytest.mark.parametrize("threads", [1] if EMULATED else [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("threads", [1] if EMULATED or ARM else [1, 2, 3, 5, 16])
 def test_threads_share_out_every_item_once_and_wait_for_each_other(kernels: Kernels, threads: int) -> None:
     for items in (0, 1, 7, 1000):
         shared, out = kernels.room(24, np.int64, fill=0), kernels.room((3, items), np.int64, fill=0)
