@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from gemma_np import EmbeddingGemma, GemmaError
 from gemma_np.checkpoint import to_float32
-from gemma_np.quantize import Packed
+from gemma_np.quantize import Packed, quantized_rows
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_checkpoint.py"
 
@@ -87,3 +87,27 @@ def test_other_dtypes_hold_the_same_weights_rounded(tmp_path: Path) -> None:
         ours = model.weights.layers[2].up_proj
         ours = ours.dequantize() if isinstance(ours, Packed) else ours
         np.testing.assert_allclose(ours, exact["layers.2.mlp.up_proj.weight"], rtol=error, atol=1e-7)
+
+
+@pytest.mark.parametrize(("format", "weights"), [("q4_0", "plain"), ("q4_0", "realistic"), ("q8_0", "realistic")])
+def test_weights_on_a_formats_grid_lose_nothing_by_it(tmp_path: Path, format: str, weights: str) -> None:
+    """Every matrix: embeddings, projections and Dense; norms have no format."""
+    out = make_checkpoint(tmp_path / "on", weights=weights, on_grid=format)
+    off = make_checkpoint(tmp_path / "off", weights=weights)
+    files = [path.relative_to(out) for path in out.rglob("*.safetensors")]
+    assert len(files) == 3
+    for file in files:
+        before = load_file(off / file)
+        for name, found in load_file(out / file).items():
+            if found.ndim == 2:
+                np.testing.assert_array_equal(quantized_rows(found, format), found, name)
+                assert (quantized_rows(before[name], format) != before[name]).any(), f"{name}: the test says nothing"
+
+
+def test_a_grid_is_a_formats_and_needs_float32(tmp_path: Path) -> None:
+    with pytest.raises(GemmaError, match="values of q4_0 have more bits than bfloat16 holds; expected float32"):
+        make_checkpoint(tmp_path / "out", dtype="bfloat16", on_grid="q4_0")
+    refused = run(tmp_path / "out", "--on-grid", "q5_1")
+    assert refused.returncode == 2
+    assert "argument --on-grid: invalid choice: 'q5_1' (choose from" in refused.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,7 @@ from gemma_np.checkpoint import to_float32
 from gemma_np.config import read_config
 from gemma_np.modules import Dense
 from gemma_np.prompts import DOCUMENT, SEARCH
+from gemma_np.quantize import FORMATS, quantized_rows
 from gemma_np.weights import dense_shapes, trunk_shapes
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -92,6 +93,7 @@ def make_checkpoint(
     *,
     seed: int = 0,
     dtype: str = "float32",
+    on_grid: str | None = None,
     weights: str = "plain",
     tokenizer: Path | None = None,
     dense: Sequence[Head] | None = None,
@@ -107,6 +109,8 @@ def make_checkpoint(
     out             appears only when it is complete; must not exist, or be an empty folder, unless `replace`
     config          what config.json shall say, word for word
     dtype           of the tensors: "float32", "bfloat16" or "float16"
+    on_grid         "q4_0" or "q8_0": every matrix has values of that format, which loses nothing by it, as checkpoints
+                    trained for a format do (Google's QAT)
     weights         "plain": all activations near 1; "realistic": with the real model's outliers
     tokenizer       a folder whose files other than weights and config.json are copied; None: a small BPE
     dense           the Dense modules; None: D to 4 D and back, without bias, as in EmbeddingGemma
@@ -115,6 +119,12 @@ def make_checkpoint(
     prefix          put in front of each tensor's name: "model." in some files
     shards          number of files for the trunk
     """
+    if on_grid and dtype != "float32":
+        raise GemmaError(f"{out}: values of {on_grid} have more bits than {dtype} holds; expected float32 with on_grid")
+
+    def snapped(name: str, values: Float32) -> Float32:
+        return quantized_rows(values, on_grid, name) if on_grid and values.ndim == 2 else values
+
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -129,13 +139,16 @@ def make_checkpoint(
 
         def head_weights(number: int, shapes: dict[str, tuple[int, ...]]) -> Blocks:
             rng = np.random.default_rng((seed, 1_000_000 + number))
-            return ((name, synthetic_weights.dense(rng, shape)) for name, shape in shapes.items())
+            return ((name, snapped(name, synthetic_weights.dense(rng, shape))) for name, shape in shapes.items())
 
         write_modules(folder, parsed.D, dense, head_weights, dtype, normalize, include_prompt)
         if weights == "realistic":
-            blocks = synthetic_weights.realistic(parsed, seed, lambda values: to_float32(stored(values, dtype)))
+            blocks = synthetic_weights.realistic(
+                parsed, seed, lambda values: to_float32(stored(snapped("weights", values), dtype))
+            )
         else:
             blocks = synthetic_weights.plain(parsed, seed)
+        blocks = ((name, snapped(name, values)) for name, values in blocks)
         write_trunk(folder, trunk_shapes(parsed), blocks, dtype, prefix, shards, progress)
         folder.chmod(0o755)  # mkdtemp's folders are for the owner alone
         if out.is_dir():
@@ -279,6 +292,9 @@ def main() -> int:
         help="or f32, bf16, f16",
     )
     parser.add_argument(
+        "--on-grid", choices=FORMATS[1:], help="matrices have values of this format alone, which then loses nothing"
+    )
+    parser.add_argument(
         "--weights", choices=["plain", "realistic"], help="default: realistic for full, plain for small"
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -297,6 +313,7 @@ def main() -> int:
             FULL if arguments.size == "full" else SMALL,
             seed=arguments.seed,
             dtype=arguments.dtype,
+            on_grid=arguments.on_grid,
             weights=arguments.weights or ("realistic" if arguments.size == "full" else "plain"),
             tokenizer=arguments.tokenizer,
             replace=arguments.force,
