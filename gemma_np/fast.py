@@ -51,7 +51,7 @@ class Fast:
         self.column, self.threads = column, threads or team.usable_cores()
         self._weights, self._config = weights, config
         self._heads = [packed(weights.dense[head.name].weight) for head in leading_heads(modules)]
-        self._run = cache.load(column, formats_of(weights))
+        self.compiled = cache.load(column, formats_of(weights))
         self._growing = threading.Lock()
         self._engine = self._made(max(BATCH_TOKENS, config.max_positions))
 
@@ -87,7 +87,7 @@ class Fast:
                 )
             )
         eps = self._config.layers[-1].eps
-        return Engine(self._run, layers, 1 + self._weights.norm, eps, self._heads, max_tokens, self.threads)
+        return Engine(self.compiled.forward, layers, 1 + self._weights.norm, eps, self._heads, max_tokens, self.threads)
 
     def vectors(self, ids: Sequence[Int32], skips: Sequence[int]) -> Float32:
         """Texts' tokens -> what the last leading head gives, [B, dim]."""

@@ -18,6 +18,7 @@ FILES = [
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
+    "tokenizer.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "modules.json",

@@ -52,7 +52,7 @@ class Pipeline:
         packed = self.kernels is not None
         self.weights = load_weights(source.tensors, self.config, self.modules, wanted, packed)
         self.fast = self._compiled()
-        self.tokenizer = source.open_tokenizer()
+        self.tokenizer = source.open_tokenizer(run=self.fast.compiled.encode if self.fast else None)
         self._max_seq_length = source.max_seq_length
 
     def _compiled(self) -> Fast | None:

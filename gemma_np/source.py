@@ -23,7 +23,7 @@ class Source:
     max_seq_length  the longest text in tokens, BOS and EOS included
     tensors         see weights.load_weights
     quantization    what its matrices are rounded to already, one of quantize.QUANTIZATIONS; None: they are not
-    open_tokenizer  reads the tokenizer
+    open_tokenizer  reads the tokenizer; `run` is its compiled kernel, see tokenizer.Tokenizer
     """
 
     path: Path
@@ -34,7 +34,7 @@ class Source:
     max_seq_length: int
     tensors: Mapping[str, Stored]
     quantization: str | None
-    open_tokenizer: Callable[[], Tokenizer]
+    open_tokenizer: Callable[..., Tokenizer]
 
 
 def open_source(path: Path) -> Source:

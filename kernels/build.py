@@ -16,7 +16,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from numba import types
 
-from .cache import ENTRY
+from .cache import ENCODE, FORWARD
 from .columns import BY_NAME, Column
 
 Entries = Mapping[str, tuple[Any, tuple[Any, ...]]]  # the name in the object -> a kernel and its arguments' types
@@ -24,10 +24,11 @@ LLVM_NAMES = {types.int64: "i64", types.float32: "float"}
 
 
 def product() -> Entries:
-    """What gemma_np itself calls: void(int64 plan, int64 thread)."""
+    """What gemma_np itself calls: void(int64 plan, int64 thread), and void(int64 call) for texts."""
+    from .bpe import encode
     from .forward import forward
 
-    return {ENTRY: (forward, (types.int64, types.int64))}
+    return {FORWARD: (forward, (types.int64, types.int64)), ENCODE: (encode, (types.int64,))}
 
 
 def machine_of(column: Column, triple: str) -> Any:

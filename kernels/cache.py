@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -33,10 +34,23 @@ import llvmlite.binding as llvm
 from .columns import Column
 
 log = logging.getLogger("gemma_np")
-ENTRY = "gemma_np_forward"
+FORWARD, ENCODE = "gemma_np_forward", "gemma_np_encode"  # the entries' names in an object
 TIME_LIMIT = 900  # seconds for a compilation, a hundred times what it takes: a compiler that hangs must end
-Forward = Callable[[int, int], None]
-_loaded: dict[tuple[str, tuple[str, ...]], Forward] = {}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The entries of a loaded object. They leave the GIL free while they run.
+
+    forward  a pass, by plan and thread, see forward.py
+    encode   a text's token ids, by call, see bpe.py
+    """
+
+    forward: Callable[[int, int], None]
+    encode: Callable[[int], None]
+
+
+_loaded: dict[tuple[str, tuple[str, ...]], Compiled] = {}
 
 
 class BuildError(Exception):
@@ -83,8 +97,8 @@ def path_of(column: Column, formats: Sequence[str]) -> Path:
     return folder() / f"{column.name}-{'-'.join(formats)}-{digest()}.o"
 
 
-def load(column: Column, formats: tuple[str, ...]) -> Forward:
-    """The forward pass for a column and some formats, compiled if need be. Raises BuildError."""
+def load(column: Column, formats: tuple[str, ...]) -> Compiled:
+    """The kernels for a column and some formats, compiled if need be. Raises BuildError."""
     with _loading:
         if (column.name, formats) not in _loaded:
             _loaded[column.name, formats] = _cached(column, formats) or _compiled(column, formats)
@@ -103,7 +117,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)  # a thread that held the lock does not exist there
 
 
-def _cached(column: Column, formats: Sequence[str]) -> Forward | None:
+def _cached(column: Column, formats: Sequence[str]) -> Compiled | None:
     """What the cache has; None if it has nothing that loads."""
     try:
         path = path_of(column, formats)
@@ -119,12 +133,12 @@ def _cached(column: Column, formats: Sequence[str]) -> Forward | None:
         return None
 
 
-def _compiled(column: Column, formats: Sequence[str]) -> Forward:
+def _compiled(column: Column, formats: Sequence[str]) -> Compiled:
     digest()  # tells whether Numba is there
     _say(f"compiling kernels for this machine ({column.name}, {', '.join(formats)}), once; some seconds")
     started = time.monotonic()
     code = _compile(column, formats)
-    forward = _entered(code)
+    entries = _entered(code)
     took = f"compiled in {time.monotonic() - started:.1f} s"
     try:
         path = path_of(column, formats)
@@ -136,7 +150,7 @@ def _compiled(column: Column, formats: Sequence[str]) -> Forward:
         )
     else:
         _say(f"{took}, kept in {path.parent}")
-    return forward
+    return entries
 
 
 def _read(path: Path) -> bytes | None:
@@ -270,9 +284,11 @@ def _plain_cpu() -> str:
     return "x86-64" if platform.machine() in ("x86_64", "AMD64") else "generic"
 
 
-def _entered(code: bytes) -> Forward:
-    """Object code -> a callable that leaves the GIL free while it runs."""
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(places(code, [ENTRY])[ENTRY])
+def _entered(code: bytes) -> Compiled:
+    """Object code -> what it holds, to be called."""
+    found = places(code, [FORWARD, ENCODE])
+    forward = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(found[FORWARD])
+    return Compiled(forward, ctypes.CFUNCTYPE(None, ctypes.c_int64)(found[ENCODE]))
 
 
 def places(code: bytes, names: Sequence[str]) -> dict[str, int]:

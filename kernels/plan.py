@@ -52,6 +52,30 @@ MATRIX = ["format", "codes", "scales", "outputs", "inputs", "zero"]
 zero     what the activations are told of it: ZEROS[format]
 """
 
+BPE = names("""
+    text size texts ends out counts scratch
+    prefix prefix_count suffix suffix_count
+    pieces starts ranks splits slots slot_bits id_bits powers longest
+    added added_from glue byte_ids
+""")
+"""text, size   UTF-8 of some texts, one behind the other; all their bytes
+texts, ends  how many they are, and where each one ends, int64
+out, counts  their ids, int32 with room for 3 size + texts (prefix_count + suffix_count); how many each has, int64
+scratch      bpe_scratch(size) bytes
+prefix       int32 [prefix_count], the ids in front of each text; suffix: behind it
+pieces       uint8, all pieces behind each other, in UTF-8; piece i is from starts[i] to starts[i + 1], int32
+ranks        int32: the lowest merges first; -1: no merge makes the piece
+splits       uint8: 0: any two pieces merge into it; k: only those of which the left one has k bytes
+slots        int32 [2^slot_bits], open addressing: -1, or (hash >> slot_bits) << id_bits | id; begins at the hash's low
+             bits. Tokens that are only added are not in it
+powers       int32 [256]: powers of the hash's base
+longest      the longest piece in bytes, 255 at most
+added        int32, the tokens that are cut out of the text before anything else, sorted by their bytes; those that
+             begin with the byte b from added_from[b] to added_from[b + 1], int32 [257]
+glue         uint8 [256]: 1 where a piece has this byte in front of a space
+byte_ids     int32 [256]: the ids that stand for single bytes
+"""
+
 # ---- sizes that the kernels and those who call them must agree on
 
 GROUP = 32  # inputs that share a scale
@@ -67,3 +91,14 @@ ZEROS = {"f32": 0, "q8_0": 128, "q4_0": 8}  # the offset of a format's codes, se
 
 # A layer's steps, named after what they leave behind.
 STEPS = ("input_layernorm", "qkv", "rotated", "attention", "o_proj", "pre_feedforward_layernorm", "geglu", "down_proj")
+
+# ---- the tokenizer's hash: the bytes + 1 of a piece as digits to the base HASH_BASE, modulo the prime 2^31 - 1
+
+HASH_PRIME = 2**31 - 1
+HASH_BASE = 1_000_003
+GROUP_SYMBOLS = 16  # symbols of a word whose keys are searched one by one; the groups' lowest keys are a tree
+
+
+def bpe_scratch(size: int) -> int:
+    """Bytes of scratch for texts of `size` bytes: see a word's arrays in bpe.py."""
+    return 37 * ((size + GROUP_SYMBOLS) // GROUP_SYMBOLS * GROUP_SYMBOLS)

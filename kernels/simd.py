@@ -224,6 +224,57 @@ def get_half(b: Any, place: Any) -> Any:
     return b.bitcast(b.or_(b.bitcast(scaled, I32), sign), F32)
 
 
+# ---- elements of arrays
+
+
+def _element(dtype: Any) -> Callable[[int, int], int]:
+    return lambda array, i: int(_at(array + i * np.dtype(dtype).itemsize, dtype, 1)[0])
+
+
+def _set_element(dtype: Any) -> Callable[[int, int, int], None]:
+    def write(array: int, i: int, value: int) -> None:
+        _at(array + i * np.dtype(dtype).itemsize, dtype, 1)[:] = np.int64(value).astype(dtype)
+
+    return write
+
+
+def emit_place(b: Any, array: Any, i: Any, size: int) -> Any:
+    return b.add(array, b.mul(i, ir.Constant(I64, size)))
+
+
+@instruction(types.int64, address, types.int64, meaning=_element(np.int64))
+def int_at(b: Any, array: Any, i: Any) -> Any:
+    """The i-th int64 of an array."""
+    return emit_load(b, emit_place(b, array, i, 8), I64, 8)
+
+
+@instruction(types.void, address, types.int64, types.int64, meaning=_set_element(np.int64))
+def set_int_at(b: Any, array: Any, i: Any, value: Any) -> None:
+    emit_store(b, emit_place(b, array, i, 8), value, 8)
+
+
+@instruction(types.int64, address, types.int64, meaning=_element(np.int32))
+def int32_at(b: Any, array: Any, i: Any) -> Any:
+    return b.sext(emit_load(b, emit_place(b, array, i, 4), I32, 4), I64)
+
+
+@instruction(types.void, address, types.int64, types.int64, meaning=_set_element(np.int32))
+def set_int32_at(b: Any, array: Any, i: Any, value: Any) -> None:
+    """The low half of an int64."""
+    emit_store(b, emit_place(b, array, i, 4), b.trunc(value, I32), 4)
+
+
+@instruction(types.int64, address, types.int64, meaning=_element(np.uint8))
+def byte_at(b: Any, array: Any, i: Any) -> Any:
+    return b.zext(emit_load(b, b.add(array, i), I8, 1), I64)
+
+
+@instruction(types.void, address, types.int64, types.int64, meaning=_set_element(np.uint8))
+def set_byte_at(b: Any, array: Any, i: Any, value: Any) -> None:
+    """The low byte of an int64."""
+    emit_store(b, b.add(array, i), b.trunc(value, I8), 1)
+
+
 @instruction(types.float32, types.float32, meaning=lambda x: np.sqrt(np.float32(x)))
 def square_root(b: Any, x: Any) -> Any:
     return emit_call(b, "llvm.sqrt.f32", F32, x)

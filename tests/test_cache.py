@@ -143,11 +143,12 @@ def test_an_object_for_another_processor_is_compiled_again(
 
 
 def foreign() -> bytes:
-    """An object with the right entry for a processor that this one is not."""
+    """An object with the right entries for a processor that this one is not."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     triple = "aarch64-linux-gnu" if COLUMN is None or "aarch64" not in COLUMN.machine else "x86_64-linux-gnu"
-    text = f'target triple="{triple}"\ndefine void @{cache.ENTRY}(i64 %a, i64 %b) {{ ret void }}'
+    text = f'target triple="{triple}"\ndefine void @{cache.FORWARD}(i64 %a, i64 %b) {{ ret void }}'
+    text += f"\ndefine void @{cache.ENCODE}(i64 %a) {{ ret void }}"
     code: bytes = llvm.Target.from_triple(triple).create_target_machine().emit_object(llvm.parse_assembly(text))
     return code
 

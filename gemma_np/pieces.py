@@ -1,0 +1,255 @@
+"""A tokenizer's vocabulary as arrays: from a GGUF file's tables, and in tokenizer.safetensors, mapped in milliseconds.
+
+What the arrays mean, and how a text becomes ids by them: bpe.py. From tokenizer.json and back: tokenizer_json.py.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from gemma_np.arrays import AnyArray, Int32
+from gemma_np.checkpoint import open_safetensors
+from gemma_np.errors import CheckpointError
+from gemma_np.kernels.plan import HASH_BASE, HASH_PRIME
+from gemma_np.writers import replaced
+
+FILE = "tokenizer.safetensors"
+LAYOUT = 1  # of the file
+SPACE = "\u2581".encode()
+LONGEST = 255  # bytes of a piece
+DTYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "U8": np.dtype("u1")}
+BYTES = ("text", "splits", "special")  # arrays of bytes; the others are int32
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF's types of pieces
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A tokenizer's vocabulary. V pieces and A added tokens; a token may be both.
+
+    path     where it comes from, for messages
+    text     uint8: all pieces behind each other, UTF-8
+    starts   int32 [V + 1]: piece i is text[starts[i] : starts[i + 1]]
+    ranks    int32 [V]: the lowest merges first; -1: no merge makes this piece
+    splits   uint8 [V]: 0: any two pieces merge into it; k: only those of which the left one has k bytes
+    slots    int32 [2^k]: the hash table of the pieces, see kernels/plan.py
+    added    int32 [A]: the added tokens, sorted by their bytes
+    special  uint8 [A]: 1 for those that are no text (<bos>), as tokenizer.json has it; it changes no ids
+    byte_ids int32 [256]: the ids of <0x00> to <0xFF>
+    prefix   int32: ids in front of each text; suffix: behind it
+    pieces   how many ids are pieces that merge; the others, behind them, are added tokens only
+    """
+
+    path: Path
+    text: AnyArray
+    starts: Int32
+    ranks: Int32
+    splits: AnyArray
+    slots: Int32
+    added: Int32
+    special: AnyArray
+    byte_ids: Int32
+    prefix: Int32
+    suffix: Int32
+    pieces: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def piece(self, id: int) -> bytes:
+        return bytes(self.text[self.starts[id] : self.starts[id + 1]])
+
+    @cached_property
+    def ids(self) -> dict[bytes, int]:
+        """The pieces that merge. A Python dictionary, for `meaning` alone: it costs more than all the arrays."""
+        return {self.piece(id): id for id in range(self.pieces)}
+
+    @cached_property
+    def added_ids(self) -> dict[bytes, int]:
+        return {self.piece(id): id for id in self.added.tolist()}
+
+    @cached_property
+    def added_lengths(self) -> dict[int, list[int]]:
+        """First byte -> how long the added tokens are that begin with it, the longest first."""
+        found: dict[int, set[int]] = {}
+        for token in self.added_ids:
+            found.setdefault(token[0], set()).add(len(token))
+        return {byte: sorted(lengths, reverse=True) for byte, lengths in found.items()}
+
+
+def make_pieces(
+    path: Path,
+    table: Sequence[bytes],
+    ranks: AnyArray | Sequence[int],
+    splits: AnyArray | Sequence[int],
+    added: Sequence[int],
+    special: Sequence[int],
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+    pieces: int,
+) -> Pieces:
+    """The arrays of Pieces from lists: `table` has each id's bytes, `special` those of `added` that are special.
+
+    raises  ValueError: a table that cannot be, with the reason
+    """
+    lengths = np.fromiter(map(len, table), np.int64, len(table))
+    ids = dict(zip(table, range(len(table)), strict=True))
+    if not len(table) or lengths.min() < 1 or lengths.max() > LONGEST:
+        raise ValueError(f"pieces must have 1 to {LONGEST} bytes")
+    if len(ids) < len(table):
+        twice = next(i for i, piece in enumerate(table) if ids[piece] != i)
+        raise ValueError(f"the pieces {twice} and {ids[table[twice]]} are the same, {table[twice]!r}")
+    names = [f"<0x{byte:02X}>".encode() for byte in range(256)]
+    if absent := [name.decode() for name in names if name not in ids]:
+        raise ValueError(f"{absent[0]} is no piece; without it, not every text has ids")
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    text = np.frombuffer(b"".join(table), np.uint8)
+    ordered = sorted(added, key=table.__getitem__)
+    return Pieces(
+        path,
+        text,
+        starts,
+        np.asarray(ranks, np.int32),
+        np.asarray(splits, np.uint8),
+        hash_table(text, starts, pieces),
+        np.array(ordered, np.int32),
+        np.isin(ordered, list(special)).astype(np.uint8),
+        np.array([ids[name] for name in names], np.int32),
+        np.array(prefix, np.int32),
+        np.array(suffix, np.int32),
+        pieces,
+    )
+
+
+def from_scores(
+    path: Path,
+    table: Sequence[bytes | str],
+    scores: AnyArray,
+    types: AnyArray,
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+) -> Pieces:
+    """The pieces of a GGUF file of SentencePiece's kind: tokenizer.ggml.tokens, scores and token_type.
+
+    A higher score merges first; a score is all that SentencePiece has, the order of equal ones is that of
+    tokenizer.json. What is user-defined merges before the rest: in SentencePiece's own model its score is 0, the
+    highest, but converters write -1000. They also write its U+2581 as spaces.
+
+    prefix, suffix  ids around each text: [bos] and [eos] where the file says add_bos and add_eos, else empty
+    raises          CheckpointError
+    """
+    scores, types = np.asarray(scores, np.float32), np.asarray(types)
+    encoded = [piece.encode() if isinstance(piece, str) else bytes(piece) for piece in table]
+    user = types == USER_DEFINED
+    try:
+        if not len(encoded) == len(scores) == len(types):
+            raise ValueError(f"{len(encoded)} pieces, {len(scores)} scores and {len(types)} types do not fit together")
+        if np.isnan(scores).any():
+            raise ValueError("a score is NaN")
+        if any(not 0 <= id < len(encoded) for id in (*prefix, *suffix)):
+            raise ValueError(f"bos or eos is none of the {len(encoded)} pieces")
+        for id in np.flatnonzero(user).tolist():
+            encoded[id] = encoded[id].replace(b" ", SPACE)
+        normal = types == NORMAL
+        ranks = np.full(len(encoded), -1, np.int32)
+        ranks[normal] = np.unique(-scores[normal], return_inverse=True)[1] + 1
+        ranks[user] = 0
+        special = np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist()
+        added = np.flatnonzero(user).tolist() + special
+        return make_pieces(
+            path, encoded, ranks, np.zeros(len(encoded)), added, special, prefix, suffix, pieces=len(encoded)
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its tokenizer cannot be used: {error}") from None
+
+
+def hash_table(text: AnyArray, starts: Int32, pieces: int) -> Int32:
+    """The slots of kernels/plan.py, between a third and two thirds of them taken by the first `pieces` pieces."""
+    id_bits = bits_of_ids(len(starts) - 1)
+    bits = max(id_bits, (pieces * 3 // 2).bit_length())
+    lengths = np.diff(starts[: pieces + 1])
+    longest_first = np.argsort(-lengths, kind="stable")
+    hashes = np.zeros(pieces, np.uint64)
+    for depth in range(lengths.max(initial=0)):
+        some = longest_first[: np.count_nonzero(lengths > depth)]
+        hashes[some] = (hashes[some] * HASH_BASE + text[starts[some] + depth] + 1) % HASH_PRIME
+    hashed = hashes.astype(np.int64)
+    entries = (hashed >> bits << id_bits | np.arange(pieces)).astype(np.int32)
+    slots = np.full(1 << bits, -1, np.int32)
+    waiting, places = np.arange(pieces), hashed & (1 << bits) - 1
+    while waiting.size:  # who finds a slot taken tries the next one
+        free = np.flatnonzero(slots[places] < 0)
+        first = free[np.unique(places[free], return_index=True)[1]]
+        slots[places[first]] = entries[waiting[first]]
+        waiting, places = np.delete(waiting, first), np.delete(places, first) + 1 & (1 << bits) - 1
+    return slots
+
+
+def save_pieces(pieces: Pieces, path: Path) -> None:
+    """Write a tokenizer.safetensors; it appears when it is complete."""
+    arrays = {name: np.ascontiguousarray(getattr(pieces, name)) for name in names()}
+    arrays["layout"] = np.array([LAYOUT, pieces.pieces], np.int32)
+    with replaced(path) as file:
+        file.write(save(arrays, metadata={"format": "gemma_np tokenizer"}))
+
+
+def names() -> list[str]:
+    """Of the arrays in a file."""
+    return [field.name for field in fields(Pieces) if field.name not in ("path", "pieces")]
+
+
+def open_pieces(path: Path) -> Pieces:
+    """Map a tokenizer.safetensors.
+
+    raises  CheckpointError: anything that could lead a reader out of the arrays, or nowhere
+    """
+
+    def require(right: bool | np.bool_, why: str) -> None:
+        if not right:
+            raise CheckpointError(f"{path}: {why}; the file is damaged or of another kind, make or download it again")
+
+    tensors = open_safetensors(path)
+    arrays: dict[str, Any] = {}
+    for name in ("layout", *names()):
+        require(name in tensors, f"there is no {name}")
+        tensor, kind = tensors[name], "U8" if name in BYTES else "I32"
+        require(tensor.dtype == kind and len(tensor.shape) == 1, f"{name} is no row of {kind}")
+        mapped: AnyArray = np.frombuffer(tensor.source.map, DTYPES[kind], math.prod(tensor.shape), tensor.offset)
+        arrays[name] = np.require(mapped, DTYPES[kind].newbyteorder("="), "A")
+    layout = arrays.pop("layout")
+    require(len(layout) == 2 and layout[0] == LAYOUT, f"layout is {layout.tolist()[:2]}, expected [{LAYOUT}, pieces]")
+    found = Pieces(path, **arrays, pieces=int(layout[1]))
+    V, lengths = len(found), np.diff(found.starts)
+    require(V >= 1 and 0 <= found.pieces <= V, f"{found.pieces} of {V} ids are pieces")
+    require(
+        found.starts[0] == 0
+        and found.starts[-1] == len(found.text)
+        and lengths.min() >= 1
+        and lengths.max() <= LONGEST,
+        f"starts do not part {len(found.text):,} bytes into pieces of 1 to {LONGEST}",
+    )
+    for name, expected in (("ranks", V), ("splits", V), ("byte_ids", 256), ("special", len(found.added))):
+        require(len(arrays[name]) == expected, f"{name} has {len(arrays[name])} elements, expected {expected}")
+    require(found.ranks.min() >= -1, "a rank is below -1")
+    for name in ("added", "byte_ids", "prefix", "suffix"):
+        ids = arrays[name]
+        require(not ids.size or 0 <= ids.min() <= ids.max() < V, f"{name} names an id that none of the {V} pieces has")
+    slots, id_bits = found.slots, bits_of_ids(V)
+    require(
+        len(slots) >= 1 << id_bits
+        and len(slots) & len(slots) - 1 == 0
+        and slots.min() == -1
+        and (slots & (1 << id_bits) - 1)[slots >= 0].max(initial=0) < V,
+        "slots are no hash table of the pieces",
+    )
+    return found
+
+
+def bits_of_ids(V: int) -> int:
+    """How many bits of a slot are the id."""
+    return max(V - 1, 1).bit_length()
