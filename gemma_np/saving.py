@@ -4,6 +4,7 @@ Tensor by tensor: no more than one layer is in memory, and some rows of the embe
 """
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -22,11 +23,14 @@ from gemma_np.errors import InputError
 from gemma_np.folders import Layout, new_folder, write_safetensors
 from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense
+from gemma_np.pieces import FILE, open_pieces, save_pieces
 from gemma_np.pipeline import Pipeline
 from gemma_np.quantize import QUANTIZATIONS, Packed, encode, format_of
 from gemma_np.source import Source
+from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, write_tokenizer_json
 from gemma_np.weights import Loader, Matrix, dense_shapes, formats_held, layer_tensors, trunk_shapes
 
+log = logging.getLogger("gemma_np")
 FORMATS = ("float32", *QUANTIZATIONS)
 ROWS = 4096  # of the embedding table, at a time
 NOT_SETTINGS = (
@@ -77,6 +81,7 @@ def save(
         raise InputError(f"{source.path} is one file without a checkpoint's settings; use its safetensors checkpoint")
     with new_folder(out) as folder:
         copy_settings(source, folder)
+        write_tokenizer(source, folder, format)
         write_settings(source, folder, defaults or source.defaults, max_seq_length or source.max_seq_length)
         cosines = None
         if format == "float32":
@@ -124,16 +129,29 @@ def write_float(source: Source, folder: Path, show_progress: bool | None) -> Non
 
 
 def copy_settings(source: Source, folder: Path) -> None:
-    """The JSON files of a checkpoint's folders, and its tokenizer."""
+    """The JSON files of a checkpoint's folders."""
     places = ["", source.modules.trunk, source.modules.pooling, *(head.name for head in source.modules.heads)]
     for place in dict.fromkeys(places):
         (folder / place).mkdir(parents=True, exist_ok=True)
         for path in sorted((source.path / place).glob("*.json")):
             if path.name not in NOT_SETTINGS:
                 shutil.copyfile(path, folder / place / path.name)
-    shutil.copyfile(
-        source.path / source.modules.trunk / "tokenizer.json", folder / source.modules.trunk / "tokenizer.json"
-    )
+
+
+def write_tokenizer(source: Source, folder: Path, format: str) -> None:
+    """tokenizer.json beside float weights, tokenizer.safetensors beside quantised ones, if that can express it."""
+    here, there = source.path / source.modules.trunk, folder / source.modules.trunk
+    kept = FILE if format != "float32" else "tokenizer.json"
+    if (here / kept).is_file():
+        shutil.copyfile(here / kept, there / kept)
+    elif format == "float32":
+        write_tokenizer_json(open_pieces(here / FILE), there / kept)
+    else:
+        try:
+            save_pieces(from_tokenizer_json(here / "tokenizer.json"), there / FILE)
+        except Inexpressible as error:
+            log.warning("%s is kept as it is and costs more memory: %s", here / "tokenizer.json", error)
+            shutil.copyfile(here / "tokenizer.json", there / "tokenizer.json")
 
 
 def write_settings(source: Source, folder: Path, defaults: Defaults, max_seq_length: int) -> None:
