@@ -44,14 +44,14 @@ def on_numpy(source: str | Path, quantization: str | None = None) -> EmbeddingGe
 
 
 @pytest.fixture(scope="module")
-def opened(small: Path) -> Callable[..., EmbeddingGemma]:
-    """Models on kernels, opened once: `small`, or nano."""
+def opened(small: Path, nano_float: Path) -> Callable[..., EmbeddingGemma]:
+    """Models on kernels, opened once: `small`, or nano in float32."""
     kept: dict[Any, EmbeddingGemma] = {}
 
     def open_(name: str = "small", quantization: str | None = None, threads: int | None = None) -> EmbeddingGemma:
         key = name, quantization, threads
         if key not in kept:
-            source = small if name == "small" else name
+            source = small if name == "small" else nano_float
             kept[key] = EmbeddingGemma(source, quantization=quantization, threads=threads)
             assert kept[key].fast is not None, kept[key].why_not
         return kept[key]

@@ -11,6 +11,7 @@ import pytest
 from reference_float64 import Reference
 
 from gemma_np import EmbeddingGemma, hub
+from gemma_np.bundle import damaged_files
 from gemma_np.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def test_its_shape_is_what_kernels_like_and_its_size_what_a_wheel_can_carry() ->
     heads = [json.loads((NANO / name / "config.json").read_text()) for name in ("2_Dense", "3_Dense")]
     assert all(head[key] % 64 == 0 for head in heads for key in ("in_features", "out_features"))
     assert heads[-1]["out_features"] == 384
-    assert sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file()) <= 25e6
+    assert sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file()) <= 14e6
 
 
 def test_it_has_the_prompts_of_embeddinggemma(shared: Path) -> None:
@@ -72,15 +73,15 @@ def test_it_has_the_prompts_of_embeddinggemma(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [*SCRIPTS.splitlines(keepends=True), "  two", " ", "\n\n\t", "\x00\x1f\x7f"])
-def test_every_script_survives_the_tokenizer(text: str) -> None:
+def test_every_script_survives_the_tokenizer(text: str, nano_float: Path) -> None:
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_file(str(NANO / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(nano_float / "tokenizer.json"))
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_pieces_do_not_span_words() -> None:
-    vocabulary = json.loads((NANO / "tokenizer.json").read_text())["model"]["vocab"]
+def test_pieces_do_not_span_words(nano_float: Path) -> None:
+    vocabulary = json.loads((nano_float / "tokenizer.json").read_text())["model"]["vocab"]
     assert not [piece for piece in vocabulary if "\u2581" in piece[1:] and piece.strip("\u2581")]
 
 
@@ -172,12 +173,19 @@ def test_cut_vectors_keep_the_order_of_similarities(nano: EmbeddingGemma, dim: i
 
 
 @pytest.mark.parametrize("tokens", [2, 63, 64, 65, 66, 127, 128, 129, 130, 255, 511, 512])
-def test_the_engine_computes_it_exactly(nano: EmbeddingGemma, tokens: int) -> None:
-    """Against plain float64, on both sides of its window: 64 tokens each way."""
+def test_the_engine_computes_it_exactly(nano: EmbeddingGemma, nano_float: Path, tokens: int) -> None:
+    """Against plain float64, on both sides of its window: 64 tokens each way. As shipped, its activations are rounded;
+    random ids are harder on that than texts."""
     rng = np.random.default_rng(tokens)
     ids = np.concatenate([[2], rng.integers(261, nano.config.V, tokens - 2), [1]]).astype(np.int32)
-    truth = Reference(NANO).embed(ids.tolist(), 0)
-    np.testing.assert_allclose(nano.embed_ids([ids])[0], truth, atol=2e-6)
+    truth = Reference(nano_float).embed(ids.tolist(), 0)
+    np.testing.assert_allclose(EmbeddingGemma(nano_float).embed_ids([ids])[0], truth, atol=2e-6)
+    assert nano.embed_ids([ids])[0] @ truth >= 0.9995
+
+
+def test_it_is_shipped_as_int8_with_checksums() -> None:
+    assert EmbeddingGemma("nano").quantization == "q8_0"
+    assert damaged_files(NANO) == []
 
 
 def test_a_text_of_more_tokens_than_it_reads_is_cut_with_a_warning(nano: EmbeddingGemma) -> None:

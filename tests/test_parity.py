@@ -204,10 +204,11 @@ def test_whole_calls_agree(tmp_path: Path, hugging_face: Callable[[Path], Any]) 
     np.testing.assert_allclose(ours.similarity(vectors, vectors), theirs.similarity(vectors, vectors), atol=FLOOR)
 
 
-def test_nano_on_a_thousand_sentences(hugging_face: Callable[[Path], Any], shared: Path) -> None:
-    """The trained model, on sentences that people wrote, in English and fifty other languages."""
-    ours = EmbeddingGemma("nano")
-    theirs = hugging_face(ours.folder)
+def test_nano_on_a_thousand_sentences(hugging_face: Callable[[Path], Any], nano_float: Path, shared: Path) -> None:
+    """The trained model, on sentences that people wrote, in English and fifty other languages: its values in float32,
+    and as shipped, where activations are rounded too."""
+    ours, shipped = EmbeddingGemma(nano_float), EmbeddingGemma("nano")
+    theirs = hugging_face(nano_float)
     with lzma.open(shared / "data" / "train" / "parallel.tsv.xz", "rt", encoding="utf-8") as lines:
         rows = [line.rstrip("\n").split("\t") for line in itertools.islice(lines, 0, None, 660)][:500]
     sentences = [text for row in rows for text in row[3:5]]
@@ -218,3 +219,5 @@ def test_nano_on_a_thousand_sentences(hugging_face: Callable[[Path], Any], share
         cosines = (one * two).sum(1)
         assert cosines.min() >= 0.99999, f"{sentences[cosines.argmin()]!r}: {cosines.min()}"
         np.testing.assert_allclose(one, two, atol=FLOOR)
+        rounded = (shipped.encode(sentences, prompt_name=prompt_name) * two).sum(1)
+        assert rounded.min() >= 0.9995, f"{sentences[rounded.argmin()]!r}: {rounded.min()}"
