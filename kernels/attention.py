@@ -72,7 +72,7 @@ def attend(
     scratch: int,
     out: int,
     ldo: int,
-    zero: int,
+    rounded: int,
 ) -> None:
     """One block of queries of one text and key/value head: softmax(q k^T) v over the window, rounded for o_proj.
 
@@ -137,4 +137,4 @@ def attend(
         for i in range(0, H, 16):
             store(place + 4 * i, load(place + 4 * i) * share)
     for position in range(stop - start):
-        put_row(sums + position * G * H * 4, G * H, out + (start + position) * ldo, zero)
+        put_row(sums + position * G * H * 4, G * H, out + (start + position) * ldo, rounded)

@@ -14,6 +14,7 @@ class Column:
     features  LLVM's features to add to it
     dot       the instruction that multiplies bytes, see tiles.py
     tile      rows and vectors of 16 columns that a product of bytes keeps in registers
+    few       rows of its smaller tile, for the rows that are left
     floats    the same for products of float32
     """
 
@@ -24,6 +25,7 @@ class Column:
     features: str
     dot: str
     tile: tuple[int, int]
+    few: int
     floats: tuple[int, int]
 
 
@@ -40,7 +42,8 @@ COLUMNS = (
         cpu="x86-64-v4",
         features="+avx512vnni",
         dot="vpdpbusd.512",
-        tile=(4, 2),
+        tile=(6, 2),
+        few=4,
         floats=(8, 2),
     ),
     Column(
@@ -51,6 +54,7 @@ COLUMNS = (
         features="+avxvnni",
         dot="vpdpbusd.256",
         tile=(4, 1),
+        few=4,
         floats=(4, 1),
     ),
     Column(
@@ -61,6 +65,7 @@ COLUMNS = (
         features="",
         dot="pmaddubsw",
         tile=(2, 1),
+        few=2,
         floats=(4, 1),
     ),
     Column(
@@ -71,9 +76,10 @@ COLUMNS = (
         features="+dotprod,+neon",
         dot="sdot",
         tile=(4, 1),
+        few=4,
         floats=(4, 1),
     ),
-    Column(name="plain", machine=(), needs=(), cpu="", features="", dot="", tile=(1, 1), floats=(2, 1)),
+    Column(name="plain", machine=(), needs=(), cpu="", features="", dot="", tile=(1, 1), few=1, floats=(2, 1)),
 )
 
 BY_NAME = {column.name: column for column in COLUMNS}

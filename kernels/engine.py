@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import ACTIVATIONS, BLOCK, FORMATS, LAYER, MATRIX, PANEL, PLAN, SHARED_BYTES, STEPS, ZEROS
+from .plan import ACTIVATIONS, BLOCK, FORMATS, LAYER, MATRIX, PANEL, PLAN, SHARED_BYTES, STEPS, UNPACKED
 from .team import TEAM
 
 Float32 = NDArray[np.float32]
@@ -116,7 +116,8 @@ class Engine:
         slots = max_tokens + 63 * MAX_TEXTS
         self._slots = slots
         attention = max((3 + 64 + at.H) * (16 * at.N // at.K + PADDING) for at in layers)
-        scratch = -(-4 * max((BLOCK + PADDING) * PANEL, attention) // 4096) * 4096
+        deepest = max(inputs, widest, *(at.down.shape[1] for at in layers))
+        scratch = -(-max(UNPACKED * deepest + 4 * (BLOCK + PADDING) * PANEL, 4 * attention) // 4096) * 4096
         self._x = self._room(rows * D, np.float32).reshape(rows, D)
         self._arrays = {
             "shared": self._room(SHARED_BYTES, np.uint8),
@@ -167,7 +168,7 @@ class Engine:
             "scales": 0 if matrix.scales is None else self._address(matrix.scales),
             "outputs": matrix.shape[0],
             "inputs": matrix.shape[1],
-            "zero": ZEROS[matrix.format],
+            "rounded": int(matrix.format != "f32"),
         }
         return [values[name] for name in MATRIX]
 

@@ -76,10 +76,10 @@ def forward(plan: int, thread: int) -> None:
 @kernel
 def norm_rows(mine: Any, x: int, D: int, weight: int, eps: Any, a: int, following: int) -> None:
     """The norm of some rows, as the matrix that follows reads them."""
-    zero = matrix_field(following, "zero")
-    size = row_bytes(D, zero)
+    rounded = matrix_field(following, "rounded")
+    size = row_bytes(D, rounded)
     for t in mine:
-        norm_row(x + 4 * t * D, D, weight, eps, a + t * size, zero)
+        norm_row(x + 4 * t * D, D, weight, eps, a + t * size, rounded)
 
 
 @kernel
@@ -100,7 +100,7 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
         plan_field(plan, "slots"),
     )
     scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
-    product(shared, threads, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"), ones)
+    product(shared, threads, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"), scratch, ones)
     meet(shared, threads)
     if stop and stop_step == 1:
         return
@@ -110,8 +110,8 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
     if stop and stop_step == 2:
         return
     o_proj = layer_field(layer, "o")
-    zero = matrix_field(o_proj, "zero")
-    row, part = row_bytes(K * G * H, zero), row_bytes(G * H, zero)
+    rounded = matrix_field(o_proj, "rounded")
+    row, part = row_bytes(K * G * H, rounded), row_bytes(G * H, rounded)
     block = draw(shared, 1)
     while block < plan_field(plan, "blocks"):
         place = plan_field(plan, "block_table") + 24 * block
@@ -129,13 +129,13 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
             scratch,
             a + first * row + k * part,
             row,
-            zero,
+            rounded,
         )
         block = draw(shared, 1)
     meet(shared, threads)
     if stop and stop_step == 3:
         return
-    product(shared, threads, a, T, o_proj, plan_field(plan, "h"), ones)
+    product(shared, threads, a, T, o_proj, plan_field(plan, "h"), scratch, ones)
     meet(shared, threads)
 
 
@@ -174,11 +174,11 @@ def mlp(plan: int, layer: int, thread: int, stop: bool, stop_step: int) -> None:
     )
     scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
     a, b, down = plan_field(plan, "a"), plan_field(plan, "b"), layer_field(layer, "down")
-    geglu_product(shared, threads, a, T, layer_field(layer, "gate_up"), b, matrix_field(down, "zero"), scratch, ones)
+    geglu_product(shared, threads, a, T, layer_field(layer, "gate_up"), b, matrix_field(down, "rounded"), scratch, ones)
     meet(shared, threads)
     if stop and stop_step == 6:
         return
-    product(shared, threads, b, T, down, plan_field(plan, "h"), ones)
+    product(shared, threads, b, T, down, plan_field(plan, "h"), scratch, ones)
     meet(shared, threads)
 
 
@@ -207,13 +207,14 @@ def heads(plan: int, thread: int) -> None:
     mine = range(B * thread // threads, B * (thread + 1) // threads)
     e, out, a = plan_field(plan, "pooled"), plan_field(plan, "head_b"), plan_field(plan, "head_a")
     matrix = plan_field(plan, "head_table")
+    scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
     for _ in range(plan_field(plan, "heads")):
-        inputs, zero = matrix_field(matrix, "inputs"), matrix_field(matrix, "zero")
-        size = row_bytes(inputs, zero)
+        inputs, rounded = matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded")
+        size = row_bytes(inputs, rounded)
         for text in mine:
-            put_row(e + 4 * text * inputs, inputs, a + text * size, zero)
+            put_row(e + 4 * text * inputs, inputs, a + text * size, rounded)
         meet(shared, threads)
-        product(shared, threads, a, B, matrix, out, plan_field(plan, "ones"))
+        product(shared, threads, a, B, matrix, out, scratch, plan_field(plan, "ones"))
         meet(shared, threads)
         e, out = out, e
         matrix += MATRIX_BYTES

@@ -47,9 +47,9 @@ scale, eps     float32, as their bits
 cos, sin       float32 [tokens, H / 2] of the layer's RoPE base
 """
 
-MATRIX = ["format", "codes", "scales", "outputs", "inputs", "zero"]
+MATRIX = ["format", "codes", "scales", "outputs", "inputs", "rounded"]
 """format   a number of FORMATS
-zero     what the activations are told of it: ZEROS[format]
+rounded  1 if it multiplies activations rounded to int8, 0 for float32
 """
 
 BPE = names("""
@@ -79,15 +79,15 @@ byte_ids     int32 [256]: the ids that stand for single bytes
 # ---- sizes that the kernels and those who call them must agree on
 
 GROUP = 32  # inputs that share a scale
-# Bytes of a group of activations: 32 codes; float32 scale; int32 -zero * (sum of codes and 128 * excess); 4 bytes of
-# excess, all but one of them 0; and where the weights for these 4 are, int32 offset in bytes and int32 shift in bits.
-ACTIVATIONS = 52
+# Bytes of a group of activations: 32 codes; float32 scale; int32 -(sum of codes and 128 * excess); 4 bytes of excess,
+# all but one of them 0; int32, where the weights for these 4 are among those for the group.
+ACTIVATIONS = 48
+UNPACKED = 32  # bytes for each input of q4_0's codes as a tile takes them: up to two vectors of outputs
 PANEL = 64  # outputs of a product that are computed together
 BLOCK = 256  # rows of a product that are computed together
 SHARED_BYTES = 192  # what threads see of each other, see threads.py
 
 FORMATS = ("f32", "q8_0", "q4_0")
-ZEROS = {"f32": 0, "q8_0": 128, "q4_0": 8}  # the offset of a format's codes, see rows.put_group
 
 # A layer's steps, named after what they leave behind.
 STEPS = ("input_layernorm", "qkv", "rotated", "attention", "o_proj", "pre_feedforward_layernorm", "geglu", "down_proj")

@@ -7,16 +7,23 @@ A block's rows pass a panel while the panel is in the first cache; every panel i
 import os
 from typing import Any
 
-from .plan import ACTIVATIONS, BLOCK, FORMATS, GROUP, MATRIX, PANEL
+from .plan import ACTIVATIONS, BLOCK, FORMATS, GROUP, MATRIX, PANEL, UNPACKED
 from .rows import geglu_row
 from .simd import kernel, record
 from .threads import draw
 from .tiles import (
     BLOCK_BYTES,
+    FEW,
     FLOAT_ROWS,
     FLOAT_VECTORS,
+    LINE,
+    LINES,
+    PACKED_BYTES,
     ROWS,
     VECTORS,
+    few_q4_0,
+    few_q8_0,
+    first_q4_0,
     tile_floats,
     tile_q4_0,
     tile_q8_0,
@@ -28,32 +35,47 @@ DEPTH = 192  # inputs of a float32 product at a time: half of the rounding error
 matrix_field, _ = record(MATRIX)
 _formats = os.environ.get("GEMMA_NP_BUILD_FORMATS", "f32 q8_0 q4_0").split()
 WITH_F32, WITH_Q8_0, WITH_Q4_0 = (name in _formats for name in FORMATS)
-BLOCK_BYTES_Q8_0, BLOCK_BYTES_Q4_0 = BLOCK_BYTES["q8_0"], BLOCK_BYTES["q4_0"]
 
 
 @kernel
-def row_bytes(inputs: int, zero: int) -> int:
+def row_bytes(inputs: int, rounded: int) -> int:
     """The size of a row of activations."""
-    return 4 * inputs if zero == 0 else inputs // GROUP * ACTIVATIONS
+    return inputs // GROUP * ACTIVATIONS if rounded else 4 * inputs
 
 
-def bytes_panel(tile: Any, block: int) -> Any:
-    """product_panel for a format of bytes: its tile, and the bytes of a group's codes for 16 outputs."""
+def bytes_panel(first: Any, tile: Any, few: Any, block: int) -> Any:
+    """product_panel for a format of bytes.
+
+    first       the tile of FEW rows that goes ahead; where it unpacks, the others read what it made
+    tile, few   of ROWS rows, and of FEW, which share out the rest with little left over
+    block       bytes in memory of a group's codes for 16 outputs
+    """
 
     @kernel
-    def run(a: int, rows: int, codes: int, scales: int, groups: int, out: int, ldo: int) -> None:
-        lda, across, s_across = groups * ACTIVATIONS, groups * block, groups * 32
+    def run(a: int, rows: int, codes: int, scales: int, groups: int, out: int, ldo: int, unpacked: int) -> None:
+        lda, across, s_across = groups * ACTIVATIONS, groups * BLOCK_BYTES, groups * 32
+        piece = groups * LINES * LINE  # of the weights for the next part: each tile fetches one
         for part in range(0, 4, VECTORS):
-            w, s = codes + part * across, scales + part * s_across
-            for row in range(0, rows, ROWS):
-                # The first four tiles fetch a quarter each of the weights that come next.
-                ahead = w + VECTORS * across + min(row // ROWS, 3) * (VECTORS * across // 4)
-                tile(a + row * lda, lda, w, across, s, s_across, groups, out + row * ldo + part * 64, ldo, ahead)
+            packed, s, place = codes + part * groups * block, scales + part * s_across, out + part * 64
+            ahead, end = packed + VECTORS * groups * block, packed + 2 * VECTORS * groups * block - piece
+            w, source = (packed, 0) if block == BLOCK_BYTES else (unpacked, packed)
+            first(a, lda, w, across, s, s_across, groups, place, ldo, ahead, source)
+            row = FEW
+            while row < rows:
+                ahead, left = min(ahead + piece, end), rows - row
+                x, y = a + row * lda, place + row * ldo
+                if left <= FEW or ROWS < left <= 2 * FEW:
+                    few(x, lda, w, across, s, s_across, groups, y, ldo, ahead, 0)
+                    row += FEW
+                else:
+                    tile(x, lda, w, across, s, s_across, groups, y, ldo, ahead, 0)
+                    row += ROWS
 
     return run
 
 
-panel_q8_0, panel_q4_0 = bytes_panel(tile_q8_0, BLOCK_BYTES["q8_0"]), bytes_panel(tile_q4_0, BLOCK_BYTES["q4_0"])
+panel_q8_0 = bytes_panel(few_q8_0, tile_q8_0, few_q8_0, BLOCK_BYTES)
+panel_q4_0 = bytes_panel(first_q4_0, tile_q4_0, few_q4_0, PACKED_BYTES)
 
 
 @kernel
@@ -70,7 +92,7 @@ def floats_panel(a: int, rows: int, codes: int, inputs: int, out: int, ldo: int,
 
 
 @kernel
-def product_panel(a: int, rows: int, matrix: int, panel: int, out: int, ldo: int, ones: int) -> None:
+def product_panel(a: int, rows: int, matrix: int, panel: int, out: int, ldo: int, scratch: int, ones: int) -> None:
     """out[rows, 64] = a @ w.T for one panel. Writes up to a tile's rows more than asked for."""
     inputs, kind, codes = matrix_field(matrix, "inputs"), matrix_field(matrix, "format"), matrix_field(matrix, "codes")
     groups = inputs // GROUP
@@ -78,9 +100,9 @@ def product_panel(a: int, rows: int, matrix: int, panel: int, out: int, ldo: int
     if WITH_F32 and kind == 0:
         floats_panel(a, rows, codes + panel * 4 * inputs * 64, inputs, out, ldo, ones)
     if WITH_Q8_0 and kind == 1:
-        panel_q8_0(a, rows, codes + panel * 4 * groups * BLOCK_BYTES_Q8_0, scales, groups, out, ldo)
+        panel_q8_0(a, rows, codes + panel * 4 * groups * BLOCK_BYTES, scales, groups, out, ldo, scratch)
     if WITH_Q4_0 and kind == 2:
-        panel_q4_0(a, rows, codes + panel * 4 * groups * BLOCK_BYTES_Q4_0, scales, groups, out, ldo)
+        panel_q4_0(a, rows, codes + panel * 4 * groups * PACKED_BYTES, scales, groups, out, ldo, scratch)
 
 
 @kernel
@@ -91,10 +113,13 @@ def chunk_of(items: int, rows: int, threads: int) -> int:
 
 
 @kernel
-def product(shared: int, threads: int, a: int, rows: int, matrix: int, out: int, ones: int) -> None:
-    """out[rows, outputs] = a @ w.T in float32, by all threads together."""
+def product(shared: int, threads: int, a: int, rows: int, matrix: int, out: int, scratch: int, ones: int) -> None:
+    """out[rows, outputs] = a @ w.T in float32, by all threads together.
+
+    scratch   of this thread: UNPACKED bytes for each input
+    """
     panels, outputs = matrix_field(matrix, "outputs") // PANEL, matrix_field(matrix, "outputs")
-    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "zero"))
+    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded"))
     items = panels * ((rows + BLOCK - 1) // BLOCK)
     chunk = chunk_of(items, rows, threads)
     first = draw(shared, chunk)
@@ -102,22 +127,23 @@ def product(shared: int, threads: int, a: int, rows: int, matrix: int, out: int,
         for item in range(first, min(first + chunk, items)):
             block, panel = item // panels * BLOCK, item % panels
             place = out + (block * outputs + panel * PANEL) * 4
-            product_panel(a + block * lda, min(BLOCK, rows - block), matrix, panel, place, outputs * 4, ones)
+            product_panel(a + block * lda, min(BLOCK, rows - block), matrix, panel, place, outputs * 4, scratch, ones)
         first = draw(shared, chunk)
 
 
 @kernel
 def geglu_product(
-    shared: int, threads: int, a: int, rows: int, matrix: int, out: int, zero: int, scratch: int, ones: int
+    shared: int, threads: int, a: int, rows: int, matrix: int, out: int, rounded: int, scratch: int, ones: int
 ) -> None:
     """gelu(a @ gate.T) * (a @ up.T), rounded for the next product: the [rows, 2F] array of both never exists.
 
     matrix    16 rows of gate_proj and 16 of up_proj in turn, so that a panel gives 32 finished values
-    scratch   float32 [BLOCK + a tile's rows, 64] of this thread
+    scratch   of this thread: UNPACKED bytes for each input, and behind them float32 [BLOCK + a tile's rows, 64]
     """
+    both = scratch + UNPACKED * matrix_field(matrix, "inputs")
     panels = matrix_field(matrix, "outputs") // PANEL
-    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "zero"))
-    ldo = row_bytes(panels * GROUP, zero)
+    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded"))
+    ldo = row_bytes(panels * GROUP, rounded)
     items = panels * ((rows + BLOCK - 1) // BLOCK)
     chunk = chunk_of(items, rows, threads)
     first = draw(shared, chunk)
@@ -125,7 +151,7 @@ def geglu_product(
         for item in range(first, min(first + chunk, items)):
             block, panel = item // panels * BLOCK, item % panels
             n = min(BLOCK, rows - block)
-            product_panel(a + block * lda, n, matrix, panel, scratch, PANEL * 4, ones)
+            product_panel(a + block * lda, n, matrix, panel, both, PANEL * 4, scratch, ones)
             for row in range(n):
-                geglu_row(scratch + row * PANEL * 4, out + (block + row) * ldo, panel, zero)
+                geglu_row(both + row * PANEL * 4, out + (block + row) * ldo, panel, rounded)
         first = draw(shared, chunk)

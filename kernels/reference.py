@@ -22,7 +22,6 @@ ROUNDED = np.dtype(  # a group of activations, see plan.ACTIVATIONS
         ("start", np.int32),
         ("excess", np.int8, 4),
         ("offset", np.int32),
-        ("shift", np.int32),
     ]
 )
 FAR = -1e30  # the score of a key that a query may not see
@@ -47,13 +46,12 @@ def inverse_rms(x: Float32, eps: float) -> Float64:  # [..., n] -> [..., 1]
     return 1 / np.sqrt(mean + float(np.float32(eps)))
 
 
-def put_row(x: Float32, zero: int) -> NDArray[np.void]:  # [..., n] -> ROUNDED [..., n/32]
+def put_row(x: Float32) -> NDArray[np.void]:  # [..., n] -> ROUNDED [..., n/32]
     """Every 32 values rounded to whole numbers of a scale: all but the largest to int8, that one code + 128 * excess.
 
     The scale is the second largest magnitude / 127, or the largest / 16319 if that is more; both are cut to 18 bits and
-    rounded up again. Each step is one float32 operation; scales up to 1e-30 have no codes.
-    zero   the weights' offset: `start` takes it off a product in advance. It also tells the format, and so where the
-           weights for the excess lie, `offset` bytes and `shift` bits into a group
+    rounded up again. Each step is one float32 operation; scales up to 1e-30 have no codes. `start` is minus the sum of
+    the numbers, and `offset` where the weights for the excess lie among a group's.
     """
     groups = x.reshape(*x.shape[:-1], -1, GROUP)
     keys = (np.abs(groups).view(np.int32) & -32) | np.arange(GROUP, dtype=np.int32)  # the last of equals is the largest
@@ -70,19 +68,16 @@ def put_row(x: Float32, zero: int) -> NDArray[np.void]:  # [..., n] -> ROUNDED [
     rounded = np.zeros(scale.shape, ROUNDED)
     rounded["codes"] = numbers - 128 * excess
     rounded["scale"] = scale
-    rounded["start"] = -zero * numbers.sum(axis=-1)
+    rounded["start"] = -numbers.sum(axis=-1)
     four = np.arange(4) == (largest % 4)[..., None]
     rounded["excess"] = np.where(four, excess.sum(axis=-1)[..., None], 0)
-    step = largest // 4
-    rounded["offset"] = 64 * (step % 4 if zero == 8 else step)
-    rounded["shift"] = step & 4 if zero == 8 else 0
+    rounded["offset"] = largest // 4 * 64
     return rounded
 
 
 def numbers_of(a: NDArray[np.void]) -> NDArray[np.int64]:  # ROUNDED [..., n/32] -> [..., n/32, 32]
     """Codes with the excess, times 128, at its four inputs."""
-    step = a["offset"] // 64 + a["shift"]
-    inputs = 4 * step[..., None] + np.arange(4)
+    inputs = a["offset"][..., None] // 16 + np.arange(4)
     whole = a["codes"].astype(np.int64)
     added = np.take_along_axis(whole, inputs, axis=-1) + 128 * a["excess"].astype(np.int64)
     np.put_along_axis(whole, inputs, added, axis=-1)

@@ -91,16 +91,14 @@ def inverse_rms(x: int, n: int, eps: Any) -> Any:
 
 
 @kernel
-def put_group(first: Any, second: Any, out: int, group: int, zero: int) -> None:
-    """32 values of a row, as the next product reads them.
-
-    zero   0: float32, as they are. 128 or 8: rounded to int8, with a scale of their own
+def put_group(first: Any, second: Any, out: int, group: int, rounded: int) -> None:
+    """32 values of a row, as the next product reads them: float32 as they are, or rounded to int8 with a scale.
 
     The scale is the second largest magnitude / 127; the largest value may be up to 128 times as large: it is code +
     128 * excess, both int8. Activations have heavy tails, and one value that rules a group would cost the 31 others
-    their bits; of the rounding's noise a fifth to an eighth is left. See tiles.ACTIVATIONS for what is stored.
+    their bits; of the rounding's noise a fifth to an eighth is left. See plan.ACTIVATIONS for what is stored.
     """
-    if zero == 0:
+    if not rounded:
         store(out + group * 128, first)
         store(out + group * 128 + 64, second)
         return
@@ -115,32 +113,26 @@ def put_group(first: Any, second: Any, out: int, group: int, zero: int) -> None:
     store_bytes(place, less_excess(low, low_excess))
     store_bytes(place + 16, less_excess(high, high_excess))
     set_float(place + GROUP, scale)
-    set_int32(place + GROUP + 4, -zero * sum_of_ints(low + high))
+    set_int32(place + GROUP + 4, -sum_of_ints(low + high))
     set_int32(place + GROUP + 8, (sum_of_ints(low_excess + high_excess) & 255) << (key & 3) * 8)
-    step = key >> 2 & 7
-    if zero == 8:  # q4_0: two steps in a vector, see quantize.Packed
-        set_int32(place + GROUP + 12, (step & 3) * 64)
-        set_int32(place + GROUP + 16, step & 4)
-    else:
-        set_int32(place + GROUP + 12, step * 64)
-        set_int32(place + GROUP + 16, 0)
+    set_int32(place + GROUP + 12, (key >> 2 & 7) * 64)
 
 
 @kernel
-def put_row(x: int, n: int, out: int, zero: int) -> None:
+def put_row(x: int, n: int, out: int, rounded: int) -> None:
     for group in range(n // GROUP):
-        put_group(load(x + 128 * group), load(x + 128 * group + 64), out, group, zero)
+        put_group(load(x + 128 * group), load(x + 128 * group + 64), out, group, rounded)
 
 
 @kernel
-def norm_row(x: int, n: int, weight: int, eps: Any, out: int, zero: int) -> None:
+def norm_row(x: int, n: int, weight: int, eps: Any, out: int, rounded: int) -> None:
     """rms_norm(x) * weight, where `weight` is 1 + the checkpoint's; then put_group."""
     inverse = splat(inverse_rms(x, n, eps))
     for group in range(n // GROUP):
         place, w = x + 128 * group, weight + 128 * group
         first = (load(place) * inverse) * load(w)
         second = (load(place + 64) * inverse) * load(w + 64)
-        put_group(first, second, out, group, zero)
+        put_group(first, second, out, group, rounded)
 
 
 @kernel
@@ -169,8 +161,8 @@ def norm_rotate(x: int, n: int, weight: int, eps: Any, cos: int, sin: int, scale
 
 
 @kernel
-def geglu_row(gate_up: int, out: int, group: int, zero: int) -> None:
+def geglu_row(gate_up: int, out: int, group: int, rounded: int) -> None:
     """gelu(gate) * up of 16 gates, their 16 ups, and 16 more of each; then put_group."""
     first = gelu_tanh(load(gate_up)) * load(gate_up + 64)
     second = gelu_tanh(load(gate_up + 128)) * load(gate_up + 192)
-    put_group(first, second, out, group, zero)
+    put_group(first, second, out, group, rounded)

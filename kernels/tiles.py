@@ -6,7 +6,7 @@ compiles in a fifth of a second.
 
     tile_floats   out = out * factor + a @ b      float32
     tile_q8_0     out = a @ w.T                   int8 activations, q8_0 weights: blocks of 32, a scale each
-    tile_q4_0     the same with 4-bit weights
+    tile_q4_0     the same with 4-bit weights, once first_q4_0 has unpacked them
 
 Bytes are multiplied by the column's own instruction (`dot`); a row's sums are added in the same order in every tile
 shape, so a row's result does not depend on its neighbours.
@@ -46,14 +46,18 @@ from .simd import (
     instruction,
     kernel,
     set_float,
+    set_int32,
 )
 
 COLUMN = BY_NAME["plain" if simd.EMULATED else os.environ.get("GEMMA_NP_BUILD", "plain")]
 ROWS, VECTORS = COLUMN.tile
+FEW = COLUMN.few
 FLOAT_ROWS, FLOAT_VECTORS = COLUMN.floats
 
 LINE = 64  # bytes of a cache line
-BLOCK_BYTES = {"q8_0": 512, "q4_0": 256}  # codes of a group for 16 outputs
+LINES = 4  # that a tile fetches ahead while it computes a group
+BLOCK_BYTES = 512  # codes of a group for 16 outputs, a byte each
+PACKED_BYTES = 256  # the same in q4_0
 Body = Callable[[Any, list[Any]], list[Any]]
 
 
@@ -165,8 +169,11 @@ def tile_floats(
 # ---- bytes
 
 
-def emit_dot(b: Any, totals: Any, weights: Any, codes: Any, signed: bool) -> Any:
-    """totals[lane] += sum of 4 products of bytes: `weights` are unsigned, or signed ones + 128, `codes` are signed."""
+def emit_dot(b: Any, totals: Any, weights: Any, codes: Any, signed: bool, factor: int = 1) -> Any:
+    """totals[lane] += sum of 4 products of bytes: `weights` are unsigned, or signed ones + 128, `codes` are signed.
+
+    factor   pmaddubsw only: the sum is multiplied by it, for nothing
+    """
     if COLUMN.dot == "vpdpbusd.512":
         return emit_call(b, "llvm.x86.avx512.vpdpbusd.512", INTS, totals, weights, codes)
     width = 16 if COLUMN.dot == "sdot" else 32
@@ -185,8 +192,8 @@ def emit_dot(b: Any, totals: Any, weights: Any, codes: Any, signed: bool) -> Any
                 w = emit_call(b, "llvm.abs.v32i8", w.type, w, ir.Constant(ir.IntType(1), 0))
             shorts = ir.VectorType(ir.IntType(16), 16)
             pairs = emit_call(b, "llvm.x86.avx2.pmadd.ub.sw", shorts, w, c)
-            ones = ir.Constant(shorts, [1] * 16)
-            parts.append(b.add(t, emit_call(b, "llvm.x86.avx2.pmadd.wd", numbers, pairs, ones)))
+            factors = ir.Constant(shorts, [factor] * 16)
+            parts.append(b.add(t, emit_call(b, "llvm.x86.avx2.pmadd.wd", numbers, pairs, factors)))
     while len(parts) > 1:
         order = ir.Constant(ir.VectorType(I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
         parts = [b.shuffle_vector(parts[i], parts[i + 1], order) for i in range(0, len(parts), 2)]
@@ -199,52 +206,92 @@ def emit_part(b: Any, vector: Any, part: int, width: int) -> Any:
     return b.shuffle_vector(vector, vector, lanes)
 
 
-def _bytes(kind: str) -> Callable[..., Any]:
-    """The tile of a format in plain loops: one row, 16 outputs."""
-    four_bits = kind == "q4_0"
-    block, zero = BLOCK_BYTES[kind], 8 if four_bits else 128
-
-    def tile(
-        a: int, lda: int, w: int, across: int, s: int, s_across: int, groups: int, out: int, ldo: int, ahead: int
-    ) -> None:
-        for lane in range(LANES):
-            total = np.float32(0)
-            for group in range(groups):
-                codes, weights = a + group * ACTIVATIONS, w + group * block + 4 * lane
-                products = 0
-                for i in range(GROUP):
-                    if four_bits:
-                        byte = get_unsigned_byte(weights + i // 4 % 4 * 64 + i % 4)
-                        weight = byte >> 4 if i >= 16 else byte & 15
-                    else:
-                        weight = get_unsigned_byte(weights + i // 4 * 64 + i % 4)
-                    code = get_signed_byte(codes + i)
-                    place = i // 4 % 4 * 64 + i // 16 * 4096 if four_bits else i // 4 * 64
-                    if place == get_int32(codes + 44) + get_int32(codes + 48) * 1024:
-                        code += 128 * get_signed_byte(codes + 40 + i % 4)
-                    products += (weight - zero) * code
-                scale = simd.get_half(s + group * 32 + 2 * lane) * get_float(codes + 32)
-                total += np.float32(products) * scale
-            set_float(out + 4 * lane, total)
-
-    return tile
+# pmaddubsw cannot add 255 * 127 twice, but 15 * 127: there nibbles stay as they are; else they become codes of q8_0.
+NIBBLE_ZERO = 8 if COLUMN.dot == "pmaddubsw" else 128
 
 
-def _emitted_bytes(kind: str) -> Any:
-    """The tile of a format for ROWS rows and VECTORS vectors of 16 outputs.
+def _unpack(packed: int, out: int) -> None:
+    """A block of q4_0, 32 inputs of 16 outputs in 256 bytes, becomes a byte for each, as q8_0 has them."""
+    more = (NIBBLE_ZERO - 8) * 0x01010101
+    for place in range(0, 256, 4):
+        nibbles = get_int32(packed + place)
+        set_int32(out + place, (nibbles & 0x0F0F0F0F) + more)
+        set_int32(out + 256 + place, (nibbles >> 4 & 0x0F0F0F0F) + more)
+
+
+def emit_unpack(b: Any, packed: Any, out: Any) -> None:
+    low, more = ir.Constant(BYTES, [15] * 64), ir.Constant(BYTES, [NIBBLE_ZERO - 8] * 64)
+    for k in range(4):
+        pair = emit_load(b, b.add(packed, constant(64 * k)), BYTES, 64)
+        shifted = b.bitcast(b.lshr(b.bitcast(pair, INTS), ir.Constant(INTS, [4] * LANES)), BYTES)
+        for step, nibbles in ((k, pair), (k + 4, shifted)):
+            emit_store(b, b.add(out, constant(64 * step)), b.add(b.and_(nibbles, low), more), 64)
+
+
+def _bytes(
+    a: int,
+    lda: int,
+    w: int,
+    across: int,
+    s: int,
+    s_across: int,
+    groups: int,
+    out: int,
+    ldo: int,
+    ahead: int,
+    packed: int,
+) -> None:
+    """A tile in plain loops: one row, 16 outputs."""
+    if packed != 0:
+        for group in range(groups):
+            _unpacked(packed + group * PACKED_BYTES, w + group * BLOCK_BYTES)
+    for lane in range(LANES):
+        total = np.float32(0)
+        for group in range(groups):
+            codes, weights = a + group * ACTIVATIONS, w + group * BLOCK_BYTES + 4 * lane
+            products = 0
+            for i in range(GROUP):
+                code = get_signed_byte(codes + i)
+                if i // 4 * 64 == get_int32(codes + 44):
+                    code += 128 * get_signed_byte(codes + 40 + i % 4)
+                products += (get_unsigned_byte(weights + i // 4 * 64 + i % 4) - 128) * code
+            scale = simd.get_half(s + group * 32 + 2 * lane) * get_float(codes + 32)
+            total += np.float32(products) * scale
+        set_float(out + 4 * lane, total)
+
+
+_unpacked = kernel(_unpack)
+
+
+def _emitted_bytes(count: int, zero: int, unpacks: bool) -> Any:
+    """The tile for `count` rows and VECTORS vectors of 16 outputs, whose codes mean code - zero.
 
     a, lda        activations, ACTIVATIONS bytes a group, and the bytes from one row to the next
     w, across     codes of 16 outputs, and the bytes to those of the next 16
     s, s_across   float16 scales of 16 outputs, 32 bytes a group, and the bytes to those of the next 16
     groups        inputs / 32
     out, ldo      float32 rows
-    ahead         codes that will be wanted soon, a quarter of what this tile reads: they are fetched on the way
+    ahead         what will be wanted soon, LINES cache lines for each group: they are fetched on the way, and so are
+                  the scales behind these
+    packed        where the tile unpacks: q4_0's codes; it writes them to `w` before it reads them there
 
-    A group's sum begins at 128 times the excess's product and -zero * sum(codes), which takes the weights' offset off
-    for nothing. Bound by the multipliers: for each group 9 of bytes, one of scales and one multiply-add.
+    A group's sum begins with -sum(codes) and the excess's product, both times 128: that takes the weights' offset of
+    128 off for nothing. Bound by the multipliers: for each group 9 of bytes, one of scales and one multiply-add.
     """
-    four_bits = kind == "q4_0"
-    signed = not four_bits and COLUMN.dot in ("pmaddubsw", "sdot")
+    signed = zero == 128 and COLUMN.dot in ("pmaddubsw", "sdot")
+
+    def weights_at(b: Any, place: Any) -> Any:
+        vector = emit_load(b, place, BYTES, 64)
+        return b.xor(vector, ir.Constant(BYTES, [-128] * 64)) if signed else vector
+
+    def emit_start(b: Any, start: Any, vector: Any, excess: Any) -> Any:
+        """128 * excess's product - zero * sum(codes); signed weights need no offset."""
+        if signed:
+            start = ir.Constant(INTS, [0] * LANES)
+        if COLUMN.dot == "pmaddubsw":
+            start = b.shl(start, ir.Constant(INTS, [3] * LANES))
+            return emit_dot(b, start, vector, excess, signed, factor=128)
+        return b.shl(emit_dot(b, start, vector, excess, signed), ir.Constant(INTS, [7] * LANES))
 
     def emit(
         b: Any,
@@ -258,28 +305,32 @@ def _emitted_bytes(kind: str) -> Any:
         out: Any,
         ldo: Any,
         ahead: Any,
+        packed: Any,
     ) -> None:
-        rows, outs = emit_steps(b, a, lda, ROWS), emit_steps(b, out, ldo, ROWS)
+        rows, outs = emit_steps(b, a, lda, count), emit_steps(b, out, ldo, count)
         weights, scales = emit_steps(b, w, across, VECTORS), emit_steps(b, s, s_across, VECTORS)
+        sources = emit_steps(b, packed, b.mul(groups, constant(PACKED_BYTES)), VECTORS)
+        more_scales = b.add(scales[-1], s_across)
 
         def body(group: Any, totals: list[Any]) -> list[Any]:
             here = [b.add(row, b.mul(group, constant(ACTIVATIONS))) for row in rows]
-            panels = [b.add(place, b.mul(group, constant(BLOCK_BYTES[kind]))) for place in weights]
+            panels = [b.add(place, b.mul(group, constant(BLOCK_BYTES))) for place in weights]
+            if unpacks:
+                for source, place in zip(sources, panels, strict=True):
+                    emit_unpack(b, b.add(source, b.mul(group, constant(PACKED_BYTES))), place)
             products = []
             for place in here:
                 start = emit_splat(b, emit_load(b, b.add(place, constant(36)), I32, 4), INTS)
                 excess = b.bitcast(emit_splat(b, emit_load(b, b.add(place, constant(40)), I32, 4), INTS), BYTES)
-                first = []
-                for vector in emit_chosen(b, panels, place, four_bits, signed):
-                    product = emit_dot(b, ir.Constant(INTS, [0] * LANES), vector, excess, signed)
-                    product = b.shl(product, ir.Constant(INTS, [7] * LANES))
-                    first.append(product if signed else b.add(product, start))
-                products.append(first)
-            lines = BLOCK_BYTES[kind] * VECTORS // 4 // LINE
-            first = b.add(ahead, b.mul(group, constant(lines * LINE)))
-            for line in range(lines):
+                offset = b.zext(emit_load(b, b.add(place, constant(44)), I32, 4), I64)
+                chosen = [weights_at(b, b.add(panel, offset)) for panel in panels]
+                products.append([emit_start(b, start, vector, excess) for vector in chosen])
+            emit_prefetch(b, b.add(more_scales, b.mul(group, constant(32 * VECTORS))))
+            first = b.add(ahead, b.mul(group, constant(LINES * LINE)))
+            for line in range(LINES):
                 emit_prefetch(b, b.add(first, constant(line * LINE)))
-            for k, vectors in emit_weights(b, panels, four_bits, signed):
+            for k in range(GROUP // 4):
+                vectors = [weights_at(b, b.add(place, constant(64 * k))) for place in panels]
                 for r, place in enumerate(here):
                     code = emit_splat(b, emit_load(b, b.add(place, constant(4 * k)), I32, 4), INTS)
                     codes = b.bitcast(code, BYTES)
@@ -298,24 +349,13 @@ def _emitted_bytes(kind: str) -> Any:
                     made.append(emit_fma(b, product, b.fmul(steps[j], scale), totals[r * VECTORS + j]))
             return made
 
-        zero = ir.Constant(FLOATS, [0.0] * LANES)
-        totals = emit_loop(b, groups, [zero] * (ROWS * VECTORS), body)
+        none = ir.Constant(FLOATS, [0.0] * LANES)
+        totals = emit_loop(b, groups, [none] * (count * VECTORS), body)
         for r, place in enumerate(outs):
             for j in range(VECTORS):
                 emit_store(b, b.add(place, constant(64 * j)), totals[r * VECTORS + j], 4)
 
     return emit
-
-
-def emit_chosen(b: Any, panels: list[Any], place: Any, four_bits: bool, signed: bool) -> list[Any]:
-    """The weights, as emit_weights has them, for the four inputs that a row's group names."""
-    offset = b.zext(emit_load(b, b.add(place, constant(44)), I32, 4), I64)
-    vectors = [emit_load(b, b.add(panel, offset), BYTES, 64) for panel in panels]
-    if not four_bits:
-        return [b.xor(v, ir.Constant(BYTES, [-128] * 64)) for v in vectors] if signed else vectors
-    shift = emit_splat(b, emit_load(b, b.add(place, constant(48)), I32, 4), INTS)
-    low = ir.Constant(BYTES, [15] * 64)
-    return [b.and_(b.bitcast(b.lshr(b.bitcast(v, INTS), shift), BYTES), low) for v in vectors]
 
 
 def emit_prefetch(b: Any, place: Any) -> None:
@@ -325,30 +365,18 @@ def emit_prefetch(b: Any, place: Any) -> None:
     emit_call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, read, second, data)
 
 
-def emit_weights(b: Any, panels: list[Any], four_bits: bool, signed: bool) -> Any:
-    """Yields k and a vector for each panel: 16 outputs by inputs 4k to 4k + 3 of the group."""
-    if four_bits:
-        low = ir.Constant(BYTES, [15] * 64)
-        for k in range(4):
-            packed = [emit_load(b, b.add(place, constant(64 * k)), BYTES, 64) for place in panels]
-            yield k, [b.and_(pair, low) for pair in packed]
-            shifted = [b.lshr(b.bitcast(pair, INTS), ir.Constant(INTS, [4] * LANES)) for pair in packed]
-            yield k + 4, [b.and_(b.bitcast(pair, BYTES), low) for pair in shifted]
-    else:
-        for k in range(8):
-            vectors = [emit_load(b, b.add(place, constant(64 * k)), BYTES, 64) for place in panels]
-            yield k, [b.xor(v, ir.Constant(BYTES, [-128] * 64)) for v in vectors] if signed else vectors
-
-
-def byte_tile(kind: str) -> Any:
-    """The tile of "q8_0" or "q4_0" in the column that is built."""
+def byte_tile(rows: int, zero: int = 128, unpacks: bool = False) -> Any:
+    """A tile of bytes, in the column that is built."""
     if COLUMN.name == "plain":
-        return kernel(_bytes(kind))
-    emit = _emitted_bytes(kind)
-    emit.__name__ = f"tile_{kind}"
-    return instruction(types.void, *[address] * 10, meaning=_bytes(kind))(emit)
+        return kernel(_bytes)
+    emit = _emitted_bytes(rows, zero, unpacks)
+    emit.__name__ = f"tile_{rows}_{zero}_{unpacks}"
+    return instruction(types.void, *[address] * 11, meaning=_bytes)(emit)
 
 
 if COLUMN.name == "plain":
     tile_floats = kernel(_floats)
-tile_q8_0, tile_q4_0 = byte_tile("q8_0"), byte_tile("q4_0")
+tile_q8_0, few_q8_0 = byte_tile(ROWS), byte_tile(FEW)
+# q4_0's first tile of some rows unpacks the weights for the others.
+first_q4_0 = byte_tile(FEW, NIBBLE_ZERO, unpacks=True)
+tile_q4_0, few_q4_0 = byte_tile(ROWS, NIBBLE_ZERO), byte_tile(FEW, NIBBLE_ZERO)

@@ -36,12 +36,15 @@ EXPORTED = {
     "norm_rotate": "iiifiifi",
     "geglu_row": "iiii",
     "tile_f32": "iiiiiiiii",
-    "tile_q8_0": "iiiiiiiiii",
-    "tile_q4_0": "iiiiiiiiii",
+    "tile_q8_0": "iiiiiiiiiii",
+    "few_q8_0": "iiiiiiiiiii",
+    "first_q4_0": "iiiiiiiiiii",
+    "tile_q4_0": "iiiiiiiiiii",
+    "few_q4_0": "iiiiiiiiiii",
     "mask_row": "iii",
     "softmax_step": "iiii",
     "attend": "iiiiiiiiiiii",
-    "product": "iiiiiii",
+    "product": "iiiiiiii",
     "geglu_product": "iiiiiiiii",
     "pool": "ii",
     "draw_and_meet": "iiii",
@@ -55,7 +58,7 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     from numba import types
 
     exp, gelu, inverse_rms = rows.exp, rows.gelu_tanh, rows.inverse_rms
-    tile_floats, tile_q8_0, tile_q4_0 = tiles.tile_floats, tiles.tile_q8_0, tiles.tile_q4_0
+    tile_floats = tiles.tile_floats
     draw, meet = threads.draw, threads.meet
 
     @kernel
@@ -81,17 +84,14 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     def tile_f32(a: int, lda: int, w: int, across: int, down: int, n: int, out: int, ldo: int, factors: int) -> None:
         tile_floats(a, lda, w, across, down, n, out, ldo, factors)
 
-    @kernel
-    def q8_0(
-        a: int, lda: int, w: int, across: int, s: int, s_across: int, n: int, out: int, ldo: int, ahead: int
-    ) -> None:
-        tile_q8_0(a, lda, w, across, s, s_across, n, out, ldo, ahead)
+    def called(tile: Any) -> Any:
+        @kernel
+        def call(
+            a: int, lda: int, w: int, across: int, s: int, s_across: int, n: int, out: int, ldo: int, ahead: int, p: int
+        ) -> None:
+            tile(a, lda, w, across, s, s_across, n, out, ldo, ahead, p)
 
-    @kernel
-    def q4_0(
-        a: int, lda: int, w: int, across: int, s: int, s_across: int, n: int, out: int, ldo: int, ahead: int
-    ) -> None:
-        tile_q4_0(a, lda, w, across, s, s_across, n, out, ldo, ahead)
+        return call
 
     @kernel
     def draw_and_meet(shared: int, threads: int, items: int, out: int) -> None:
@@ -105,7 +105,7 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             meet(shared, threads)
 
     made = {**vars(rows), **vars(attention), **vars(products), **vars(forward), **locals()}
-    made |= {"tile_q8_0": q8_0, "tile_q4_0": q4_0}
+    made |= {name: called(getattr(tiles, name)) for name in EXPORTED if name.endswith(("q8_0", "q4_0"))}
     kinds = {"i": types.int64, "f": types.float32}
     found = {name: (made[name], tuple(kinds[kind] for kind in letters)) for name, letters in EXPORTED.items()}
     return {**found, **build.product()}
@@ -166,6 +166,7 @@ class Kernels:
         self.code = code
         rows, vectors = column.tile if column else (1, 1)
         self.tile = rows, 16 * vectors  # rows and outputs
+        self.few = column.few if column else 1
         rows, vectors = column.floats if column else (2, 1)
         self.floats = rows, 16 * vectors
         self._rooms: list[tuple[Any, int, int]] = []

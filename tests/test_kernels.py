@@ -22,7 +22,7 @@ import pytest
 from exported import Kernels, Record
 from gemma_np.kernels import COLUMNS, lacking, reference
 from gemma_np.kernels.columns import BY_NAME
-from gemma_np.kernels.plan import MATRIX, PLAN, ZEROS
+from gemma_np.kernels.plan import MATRIX, PLAN, UNPACKED
 
 from gemma_np.arrays import AnyArray
 from gemma_np.quantize import FORMATS, Packed, pack
@@ -199,9 +199,9 @@ def test_inverse_rms(kernels: Kernels, rng: np.random.Generator) -> None:
             close(out, expected, norm_error(n) * expected, f"{n} {kind}")
 
 
-def rounded(kernels: Kernels, x: AnyArray, zero: int) -> AnyArray:
+def rounded(kernels: Kernels, x: AnyArray) -> AnyArray:
     out = kernels.room(len(x) // 32, reference.ROUNDED)
-    kernels.put_row(x, len(x), out, zero)
+    kernels.put_row(x, len(x), out, 1)
     return out
 
 
@@ -211,10 +211,9 @@ def test_rounding_is_exact(kernels: Kernels, rng: np.random.Generator) -> None:
     most = np.append(np.zeros(31), 3.4e38).astype(np.float32)
     cases += [("ties", ties), ("the largest float", most), ("below 1e-30", ties * np.float32(1e-33))]
     for kind, x in cases:
-        for zero in (128, 8):
-            found, expected = rounded(kernels, x, zero), reference.put_row(x, zero)
-            for field in reference.ROUNDED.names or ():
-                np.testing.assert_array_equal(found[field], expected[field], f"{len(x)} {kind}, {zero}: {field}")
+        found, expected = rounded(kernels, x), reference.put_row(x)
+        for field in reference.ROUNDED.names or ():
+            np.testing.assert_array_equal(found[field], expected[field], f"{len(x)} {kind}: {field}")
 
 
 def test_rows_that_stay_float32_are_copied(kernels: Kernels, rng: np.random.Generator) -> None:
@@ -235,8 +234,8 @@ def test_norm_row_and_its_rounding(kernels: Kernels, rng: np.random.Generator) -
             expected = reference.norm_row(x, weight, 1e-6)
             close(out, expected, (norm_error(n) + 2 * U) * np.abs(expected) + TINY, f"{n} {kind}")
             codes = kernels.room(n // 32, reference.ROUNDED)
-            kernels.norm_row(x, n, weight, 1e-6, codes, 128)
-            np.testing.assert_array_equal(codes, reference.put_row(out, 128), f"{n} {kind}")
+            kernels.norm_row(x, n, weight, 1e-6, codes, 1)
+            np.testing.assert_array_equal(codes, reference.put_row(out), f"{n} {kind}")
 
 
 def test_epsilon_counts_where_the_mean_square_is_as_small(kernels: Kernels) -> None:
@@ -291,8 +290,8 @@ def test_geglu_row_and_its_rounding(kernels: Kernels, rng: np.random.Generator) 
         close(out[1], expected, gelu_bound(gate) * np.abs(up) * (1 + U) + U * np.abs(expected) + TINY, kind)
         assert (out[::2] == 7).all()  # group 1 alone is written
         codes = kernels.room(3, reference.ROUNDED)
-        kernels.geglu_row(gate_up, codes, 2, 8)
-        np.testing.assert_array_equal(codes[2], reference.put_row(out[1], 8)[0], kind)
+        kernels.geglu_row(gate_up, codes, 2, 1)
+        np.testing.assert_array_equal(codes[2], reference.put_row(out[1])[0], kind)
 
 
 # ---- tiles
@@ -375,28 +374,36 @@ def packed_codes(format: str, outputs: int, inputs: int, kind: str, rng: np.rand
     return packed
 
 
-def activations(kernels: Kernels, R: int, groups: int, kind: str, zero: int, rng: np.random.Generator) -> AnyArray:
+def activations(kernels: Kernels, R: int, groups: int, kind: str, rng: np.random.Generator) -> AnyArray:
     """Rounded activations, with scales of 1."""
     a = kernels.room((R, groups), reference.ROUNDED)
     a["codes"] = extreme(kind, (R, groups, 32), -127, 127, rng)
     a["scale"] = 1
     a["excess"] = np.where(rng.integers(4, size=(R, groups, 1)) == np.arange(4), a["codes"][..., :1], 0)
-    step = rng.integers(8, size=(R, groups))
-    a["offset"], a["shift"] = (64 * (step % 4), step & 4) if zero == 8 else (64 * step, 0)
-    a["start"] = -zero * reference.numbers_of(a).sum(axis=-1)
+    a["offset"] = 64 * rng.integers(8, size=(R, groups))
+    a["start"] = -reference.numbers_of(a).sum(axis=-1)
     return a
 
 
-def run_tile(kernels: Kernels, packed: Packed, a: AnyArray) -> AnyArray:
+def run_tiles(kernels: Kernels, packed: Packed, a: AnyArray) -> AnyArray:
+    """Both tiles of a format, and the one that unpacks, which goes ahead; what they have in common is the same."""
     R, wide = kernels.tile
-    groups = a.shape[1]
-    out = kernels.room((R, wide + 16), fill=7)
-    assert packed.scales is not None
-    kernel = kernels.tile_q8_0 if packed.format == "q8_0" else kernels.tile_q4_0
-    codes, scales = packed.codes, packed.scales
-    kernel(a, a.strides[0], codes, codes.strides[0], scales, scales.strides[0], groups, out, out.strides[0], codes)
-    assert (out[:, wide:] == 7).all(), "the tile wrote beside its columns"
-    return out[:, :wide]
+    groups, results, codes, scales = a.shape[1], [], packed.codes, packed.scales
+    assert scales is not None
+    unpacked = kernels.room((wide // 16, groups, 512), np.uint8) if packed.format == "q4_0" else codes
+    names = ["few_q8_0", "tile_q8_0"] if packed.format == "q8_0" else ["first_q4_0", "few_q4_0", "tile_q4_0"]
+    for name in names:
+        rows = R if name.startswith("tile") else kernels.few
+        out = kernels.room((rows, wide + 16), fill=7)
+        w, source = (unpacked, codes if name.startswith("first") else 0) if packed.format == "q4_0" else (codes, 0)
+        getattr(kernels, name)(
+            a, a.strides[0], w, 512 * groups, scales, scales.strides[0], groups, out, out.strides[0], codes, source
+        )
+        assert (out[:, wide:] == 7).all(), f"{name} wrote beside its columns"
+        results.append(out[:, :wide])
+    for result in results[:-1]:
+        np.testing.assert_array_equal(result, results[-1][: kernels.few])
+    return results[-1]
 
 
 def meaning(packed: Packed, a: AnyArray) -> AnyArray:
@@ -421,10 +428,10 @@ def test_tiles_of_bytes_add_whole_numbers_exactly(
     for weights in CODES:
         packed = packed_codes(format, kernels.tile[1], 32 * groups, weights, rng)
         for kind in ACTIVATIONS:
-            a = activations(kernels, kernels.tile[0], groups, kind, ZEROS[format], rng)
+            a = activations(kernels, kernels.tile[0], groups, kind, rng)
             expected = meaning(packed, a)
             if product_sizes(packed, a).sum(axis=-1).max() < 2**24:
-                np.testing.assert_array_equal(run_tile(kernels, packed, a), expected, f"{weights}, {kind}")
+                np.testing.assert_array_equal(run_tiles(kernels, packed, a), expected, f"{weights}, {kind}")
 
 
 SCALES = {"one": (1, 1), "many": (None, None), "denormal": (2.0**-24, 1e-41), "huge": (65504, 1e26), "zero": (0, 0)}
@@ -437,14 +444,14 @@ def test_tiles_of_bytes_with_scales(kernels: Kernels, rng: np.random.Generator, 
     product of scales in the denormal range loses TINY, times the whole number."""
     for kind, (step, scale) in SCALES.items():
         packed = packed_codes(format, kernels.tile[1], 32 * groups, "random", rng)
-        a = activations(kernels, kernels.tile[0], groups, "random", ZEROS[format], rng)
+        a = activations(kernels, kernels.tile[0], groups, "random", rng)
         assert packed.scales is not None
         shape = packed.scales.shape
         packed.scales[...] = rng.uniform(-2, 2, shape) * 2.0 ** rng.integers(-20, 10, shape) if step is None else step
         if kind != "zero":
             packed.scales[...] *= np.where(rng.random(shape) < 0.5, -1, 1).astype(np.float16)  # q4_0 has such
         a["scale"] = rng.uniform(0, 2, a.shape) * 10.0 ** rng.integers(-6, 6, a.shape) if scale is None else scale
-        found, expected = run_tile(kernels, packed, a), meaning(packed, a)
+        found, expected = run_tiles(kernels, packed, a), meaning(packed, a)
         steps = np.abs(packed.scales.transpose(0, 2, 1).reshape(packed.shape[0], -1).astype(np.float64))
         products = product_sizes(packed, a)
         size = (products * (a["scale"].astype(np.float64)[:, None] * steps)).sum(axis=-1)
@@ -471,7 +478,7 @@ def matrix(packed: Packed) -> Record:
         scales=0 if packed.scales is None else packed.scales,
         outputs=packed.shape[0],
         inputs=packed.shape[1],
-        zero=ZEROS[packed.format],
+        rounded=int(packed.format != "f32"),
     )
 
 
@@ -494,18 +501,24 @@ def together(threads: int, kernel: Any, *arguments: Any) -> None:
         raise failed[0]
 
 
+def touched(kernels: Kernels, R: int, format: str) -> int:
+    """Rows that a product may read and write: tiles are computed whole."""
+    tile = kernels.floats[0]
+    return -(-R // tile) * tile if format == "f32" else R + kernels.few - 1
+
+
 def inputs(kernels: Kernels, R: int, deep: int, format: str, rng: np.random.Generator) -> AnyArray:
     """Activations as a product with a format's matrix reads them, and NaN in the rows that complete a tile."""
-    tile = (kernels.floats if format == "f32" else kernels.tile)[0]
+    rows = touched(kernels, R, format)
     x = rng.standard_normal((R, deep), dtype=np.float32) * rng.lognormal(0, 2, deep).astype(np.float32)
     if format == "f32":
-        a = kernels.room((-(-R // tile) * tile, deep), fill=np.nan)
+        a = kernels.room((rows, deep), fill=np.nan)
         a[:R] = x
     else:
-        a = kernels.room((-(-R // tile) * tile, deep // 32), reference.ROUNDED)
+        a = kernels.room((rows, deep // 32), reference.ROUNDED)
         a.view(np.uint8)[...] = 0
         a["codes"], a["scale"] = 127, np.nan
-        a[:R] = reference.put_row(x, ZEROS[format])
+        a[:R] = reference.put_row(x)
     return a
 
 
@@ -542,13 +555,17 @@ def test_product(kernels: Kernels, rng: np.random.Generator, format: str, shape:
     a, ones = inputs(kernels, R, deep, format, rng), np.ones(MAX_TILE, np.float32)
 
     def run(first: int, R: int, threads: int) -> AnyArray:
-        tile = (kernels.floats if format == "f32" else kernels.tile)[0]
-        out = kernels.room((-(-R // tile) * tile, wide))
+        out = kernels.room((touched(kernels, R, format), wide))
         shared = kernels.room(24, np.int64, fill=0)
         part = kernels.room((len(out), *a.shape[1:]), a.dtype)
         part[...] = a[first : first + 1]
         part[:R] = a[first : first + R]
-        together(threads, kernels.product, shared, threads, part, R, matrix(packed), out, ones)
+
+        def one() -> None:
+            scratch = kernels.room(UNPACKED * deep, np.uint8)
+            kernels.product(shared, threads, part, R, matrix(packed), out, scratch, ones)
+
+        together(threads, one)
         return out[:R]
 
     found = run(0, R, 1)
@@ -573,13 +590,13 @@ def test_gelu_product(kernels: Kernels, rng: np.random.Generator, format: str, s
     turns = np.stack([gate.reshape(-1, 16, deep), up.reshape(-1, 16, deep)], axis=1).reshape(2 * F, deep)
     packed, a = pack(turns, format), inputs(kernels, R, deep, format, rng)
 
-    def run(zero: int, threads: int) -> AnyArray:
+    def run(rounded: int, threads: int) -> AnyArray:
         shared, ones = kernels.room(24, np.int64, fill=0), np.ones(MAX_TILE, np.float32)
-        out = kernels.room((R, F)) if zero == 0 else kernels.room((R, F // 32), reference.ROUNDED)
+        out = kernels.room((R, F // 32), reference.ROUNDED) if rounded else kernels.room((R, F))
 
         def one() -> None:
-            scratch = kernels.room((256 + MAX_TILE, 64))
-            kernels.geglu_product(shared, threads, a, R, matrix(packed), out, zero, scratch, ones)
+            scratch = kernels.room(UNPACKED * deep + 4 * (256 + MAX_TILE) * 64, np.uint8)
+            kernels.geglu_product(shared, threads, a, R, matrix(packed), out, rounded, scratch, ones)
 
         together(threads, one)
         return out
@@ -593,8 +610,7 @@ def test_gelu_product(kernels: Kernels, rng: np.random.Generator, format: str, s
     )
     found = run(0, 1)
     close(found, expected, allowed + TINY, format)
-    for zero in (128, 8):
-        np.testing.assert_array_equal(run(zero, 1), reference.put_row(found, zero), str(zero))
+    np.testing.assert_array_equal(run(1, 1), reference.put_row(found))
     if not EMULATED:
         np.testing.assert_array_equal(run(0, 3), found, "three threads")
 
@@ -631,7 +647,7 @@ def test_softmax_step(kernels: Kernels, rng: np.random.Generator) -> None:
 
 
 def attended(
-    kernels: Kernels, q: AnyArray, k: AnyArray, v: AnyArray, radius: int, zero: int = 0, blocks: range | None = None
+    kernels: Kernels, q: AnyArray, k: AnyArray, v: AnyArray, radius: int, rounded: int = 0, blocks: range | None = None
 ) -> AnyArray:
     """All blocks of queries of a text; what lies behind its keys and queries is NaN."""
     T, G, H = q.shape
@@ -642,10 +658,10 @@ def attended(
     for t in range(T):
         panels[t // 32, :, t % 32] = k[t]
     values = kernels.room((T, H), fill=v)
-    out = kernels.room((T, G * H)) if zero == 0 else kernels.room((T, G * H // 32), reference.ROUNDED)
+    out = kernels.room((T, G * H // 32), reference.ROUNDED) if rounded else kernels.room((T, G * H))
     scratch = kernels.room((3 + 64 + H) * (16 * G + R - 1), fill=np.nan)
     for block in blocks or range(-(-T // 16)):
-        kernels.attend(queries, panels, values, T, G, H, block, radius, scratch, out, out.strides[0], zero)
+        kernels.attend(queries, panels, values, T, G, H, block, radius, scratch, out, out.strides[0], rounded)
     return out
 
 
@@ -673,7 +689,7 @@ def test_attention(kernels: Kernels, rng: np.random.Generator, G: int, H: int, T
         found = attended(kernels, q, k, v, radius)
         close(found, reference.attend(q, k, v, radius), attention_bound(q, k, v, radius), f"radius {radius}")
         np.testing.assert_array_equal(
-            attended(kernels, q, k, v, radius, 128), reference.put_row(found, 128), f"radius {radius}"
+            attended(kernels, q, k, v, radius, 1), reference.put_row(found), f"radius {radius}"
         )
 
 
