@@ -20,6 +20,7 @@ from gemma_np.kernels.plan import BPE, HASH_BASE, HASH_PRIME, bpe_scratch
 from gemma_np.pieces import LONGEST, SPACE, Pieces, bits_of_ids
 
 GROUP = 2**18  # bytes of texts for one call of the kernel
+FIELD = {name: i for i, name in enumerate(BPE)}
 
 
 def meaning(text: bytes, pieces: Pieces) -> list[int]:
@@ -133,18 +134,22 @@ class Encoder:
         return found
 
     def prepared(self, texts: Sequence[bytes]) -> list[AnyArray]:
-        """What one call of the kernel needs: its record, and what that leads to."""
+        """What one call of the kernel needs: its record, the ids and their counts to be, and all that it leads to."""
         joined = np.frombuffer(b"".join(texts) + b" ", np.uint8)  # NumPy has no addresses in empty bytes
         size, special = len(joined) - 1, len(self.prefix) + len(self.suffix)
         ids = np.empty(3 * size + special * len(texts), np.int32)  # a space may become three bytes
-        ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-        counts, scratch = np.empty(len(texts), np.int64), np.empty(-(-bpe_scratch(size) // 8), np.int64)
+        own: dict[str, AnyArray] = {
+            "text": joined,
+            "ends": np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts))),
+            "out": ids,
+            "counts": np.empty(len(texts), np.int64),
+            **{name: np.empty(count, dtype) for name, (dtype, count) in bpe_scratch(size).items()},
+        }
         call = self._template.copy()
-        own: dict[str, AnyArray] = {"text": joined, "ends": ends, "out": ids, "counts": counts, "scratch": scratch}
         for name, array in own.items():
-            call[BPE.index(name)] = array.ctypes.data
-        call[BPE.index("size")], call[BPE.index("texts")] = size, len(texts)
-        return [call, ids, counts, joined, ends, scratch]
+            call[FIELD[name]] = array.ctypes.data
+        call[FIELD["size"]], call[FIELD["texts"]] = size, len(texts)
+        return [call, ids, own["counts"], *own.values()]
 
 
 def parts(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

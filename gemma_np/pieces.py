@@ -224,7 +224,7 @@ def open_pieces(path: Path) -> Pieces:
     layout = arrays.pop("layout")
     require(len(layout) == 2 and layout[0] == LAYOUT, f"layout is {layout.tolist()[:2]}, expected [{LAYOUT}, pieces]")
     found = Pieces(path, **arrays, pieces=int(layout[1]))
-    V, lengths = len(found), np.diff(found.starts)
+    V, lengths = len(found.starts) - 1, np.diff(found.starts)
     require(V >= 1 and 0 <= found.pieces <= V, f"{found.pieces} of {V} ids are pieces")
     require(
         found.starts[0] == 0

@@ -112,11 +112,10 @@ def ranked(merges: Sequence[Merge], vocabulary: dict[str, int]) -> tuple[list[in
     bytes_ = {f"<0x{byte:02X}>" for byte in range(256)}
     lefts: dict[str, list[str]] = {}  # piece -> its merges' left parts
     for left, right in merges:
-        require(
-            left in vocabulary and right in vocabulary and left + right in vocabulary,
-            f"its merge {left!r} + {right!r} is of pieces that it lacks",
-        )
-        require(left not in bytes_ and right not in bytes_, f"its merge {left!r} + {right!r} is of a byte")
+        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
+            raise Inexpressible(f"its merge {left!r} + {right!r} is of pieces that it lacks")
+        if left in bytes_ or right in bytes_:
+            raise Inexpressible(f"its merge {left!r} + {right!r} is of a byte")
         lefts.setdefault(left + right, []).append(left)
     for rank, group in enumerate(groups(merges)):
         check_order(group, rank)
@@ -124,7 +123,8 @@ def ranked(merges: Sequence[Merge], vocabulary: dict[str, int]) -> tuple[list[in
             ranks[vocabulary[left + right]] = rank
     for piece, found in lefts.items():
         if len(found) < sum(piece[:k] in vocabulary and piece[k:] in vocabulary for k in range(1, len(piece))):
-            require(len(found) == 1, f"{len(found)} merges make {piece!r}, neither all that could nor a single one")
+            if len(found) > 1:
+                raise Inexpressible(f"{len(found)} merges make {piece!r}, neither all that could nor a single one")
             splits[vocabulary[piece]] = len(found[0].encode())
     return ranks, splits
 
@@ -144,12 +144,12 @@ def groups(merges: Sequence[Merge]) -> list[Sequence[Merge]]:
 def check_order(group: Sequence[Merge], rank: int) -> None:
     """Pieces of a group are one, or runs of characters; each character's merges are in order."""
     pieces = {left + right for left, right in group}
-    runs = rank == 0 and all(len(set(piece)) == 1 for piece in pieces)
-    require(len(pieces) == 1 or runs, f"its merges of {' and '.join(map(repr, sorted(pieces)[:2]))} take turns")
+    if len(pieces) > 1 and (rank > 0 or any(len(set(piece)) > 1 for piece in pieces)):
+        raise Inexpressible(f"its merges of {' and '.join(map(repr, sorted(pieces)[:2]))} take turns")
     for character in {piece[0] for piece in pieces}:
         lengths = [(-len(left), -len(right)) for left, right in group if left[0] == character]
-        ordered = all(one < other for one, other in pairwise(lengths))
-        require(ordered, f"its merges of {min(pieces)!r} do not begin with the longest left part")
+        if any(one >= other for one, other in pairwise(lengths)):
+            raise Inexpressible(f"its merges of {min(pieces)!r} do not begin with the longest left part")
 
 
 def write_tokenizer_json(pieces: Pieces, path: Path) -> None:

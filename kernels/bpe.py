@@ -100,66 +100,47 @@ def lower(call: int, low: int, high: int, depth: int, byte: int) -> int:
     return low
 
 
-# ---- a word's arrays: n symbols, with room for as many as all texts have bytes, and a few more
-#
-#     keys     int64, of each symbol and its right neighbour; NONE behind the last one, up to a whole group
-#     tree     int64, the groups' lowest keys in the leaves, 2^k of them; node i is the lower one of 2 i and 2 i + 1
-#     begins   int32, where each symbol begins among the letters; one more at the end
-#     sums     int32, the hash of all letters in front of it; one more at the end
-#     ids      int32, its piece
-#     made     int32, the piece that it makes with its right neighbour
-#     after, before  int32, its neighbours
-#     letters  uint8, the word in UTF-8, spaces as U+2581
-
-TREE, BEGINS, SUMS, IDS, MADE, AFTER, BEFORE, LETTERS = 8, 10, 14, 18, 22, 26, 30, 34  # times the room: where they are
-
-
-@kernel
-def room(call: int) -> int:
-    """See plan.bpe_scratch."""
-    return (field(call, "size") + GROUP_SYMBOLS) // GROUP_SYMBOLS * GROUP_SYMBOLS
-
-
 @kernel
 def merge_words(call: int, begin: int, end: int, count: int) -> int:
     """Ids of the text from `begin` to `end`, in which no added token is, behind the `count` that are there."""
-    text, out, glue, byte_ids = field(call, "text"), field(call, "out"), field(call, "glue"), field(call, "byte_ids")
-    N, scratch = room(call), field(call, "scratch")
-    begins, sums, ids, letters = scratch + BEGINS * N, scratch + SUMS * N, scratch + IDS * N, scratch + LETTERS * N
-    set_int32_at(begins, 0, 0)
-    set_int32_at(sums, 0, 0)
-    n = offset = total = last = 0
-    i = begin
-    while i < end:
-        lead = byte_at(text, i)
-        width = min(1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4, end - i)
-        space = lead == SPACE
-        if lead == 0xE2 and width == 3:
-            space = byte_at(text, i + 1) == 0x96 and byte_at(text, i + 2) == 0x81
-        if space and n > 0 and last != SPACE and byte_at(glue, last) == 0:
+    text, letters, glue, out = field(call, "text"), field(call, "letters"), field(call, "glue"), field(call, "out")
+    begins, sums, ids = field(call, "begins"), field(call, "sums"), field(call, "ids")
+    size = 0
+    for i in range(begin, end):
+        byte = byte_at(text, i)
+        if byte == SPACE:
+            set_byte_at(letters, size, 0xE2)
+            set_byte_at(letters, size + 1, 0x96)
+            byte = 0x81
+            size += 2
+        set_byte_at(letters, size, byte)
+        size += 1
+    n = i = total = 0
+    behind_space = False
+    while i < size:
+        lead = byte_at(letters, i)
+        width = min(1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4, size - i)
+        space = width == 3 and lead == 0xE2 and byte_at(letters, i + 1) == 0x96 and byte_at(letters, i + 2) == 0x81
+        if space and n > 0 and not behind_space and byte_at(glue, byte_at(letters, i - 1)) == 0:
             count = merge(call, n, count)
-            n = offset = total = 0
-        length = 3 if space else width
-        hash = 0
-        for k in range(length):
-            last = byte_at(text, i + k) if lead != SPACE else 0xE2 if k == 0 else 0x96 if k == 1 else 0x81
-            set_byte_at(letters, offset + k, last)
-            hash = folded(hash * HASH_BASE + last + 1)
-            total = folded(total * HASH_BASE + last + 1)
-        last = SPACE if space else last
-        piece = find(call, letters + offset, length, hash)
+            n = 0
+        behind_space = space
+        set_int32_at(begins, n, i)
+        set_int32_at(sums, n, total)
+        for k in range(i, i + width):
+            total = folded(total * HASH_BASE + byte_at(letters, k) + 1)
+        set_int32_at(begins, n + 1, i + width)
+        set_int32_at(sums, n + 1, total)
+        piece = find(call, n, n + 1)
         if piece < 0:
             count = merge(call, n, count)
-            for k in range(length):
-                set_int32_at(out, count + k, int32_at(byte_ids, byte_at(letters, offset + k)))
-            count += length
-            n = offset = total = 0
+            for k in range(i, i + width):
+                set_int32_at(out, count, int32_at(field(call, "byte_ids"), byte_at(letters, k)))
+                count += 1
+            n = 0
         else:
             set_int32_at(ids, n, piece)
             n += 1
-            offset += length
-            set_int32_at(begins, n, offset)
-            set_int32_at(sums, n, total)
         i += width
     return merge(call, n, count)
 
@@ -167,14 +148,8 @@ def merge_words(call: int, begin: int, end: int, count: int) -> int:
 @kernel
 def merge(call: int, n: int, count: int) -> int:
     """The ids of a word of n symbols, behind the `count` that are there."""
-    N, keys, out = room(call), field(call, "scratch"), field(call, "out")
-    tree, ids, made, after, before = (
-        keys + TREE * N,
-        keys + IDS * N,
-        keys + MADE * N,
-        keys + AFTER * N,
-        keys + BEFORE * N,
-    )
+    keys, tree, ids, made = field(call, "keys"), field(call, "tree"), field(call, "ids"), field(call, "made")
+    after, before, out = field(call, "after"), field(call, "before"), field(call, "out")
     groups, leaves = (n + GROUP_SYMBOLS - 1) // GROUP_SYMBOLS, 1
     while leaves < groups:
         leaves *= 2
@@ -245,26 +220,48 @@ def first_lowest(keys: int, tree: int, leaves: int) -> int:
 @kernel
 def pair_key(call: int, i: int, n: int) -> int:
     """The key of a symbol and its right neighbour; if they merge, `made` is what they make."""
-    N, scratch = room(call), field(call, "scratch")
-    begins, sums, after = scratch + BEGINS * N, scratch + SUMS * N, scratch + AFTER * N
+    begins, after = field(call, "begins"), field(call, "after")
     j = int32_at(after, i)
     if j >= n:
         return NONE
     k = int32_at(after, j)
-    begin, middle, end = int32_at(begins, i), int32_at(begins, j), int32_at(begins, k)
-    length = end - begin
-    if length > field(call, "longest"):
-        return NONE
-    power = int32_at(field(call, "powers"), length)
-    hash = folded(int32_at(sums, k) + (HASH_PRIME - int32_at(sums, i)) * power)
-    piece = find(call, scratch + LETTERS * N + begin, length, hash)
+    piece = find(call, i, k)
     if piece < 0:
         return NONE
+    left, right = int32_at(begins, j) - int32_at(begins, i), int32_at(begins, k) - int32_at(begins, j)
     rank, split = int32_at(field(call, "ranks"), piece), byte_at(field(call, "splits"), piece)
-    if rank < 0 or (split > 0 and split != middle - begin):
+    if rank < 0 or (split > 0 and split != left):
         return NONE
-    set_int32_at(scratch + MADE * N, i, piece)
-    return (rank << 16) | ((255 - (middle - begin)) << 8) | (255 - (end - middle))
+    set_int32_at(field(call, "made"), i, piece)
+    return (rank << 16) | ((255 - left) << 8) | (255 - right)
+
+
+@kernel
+def find(call: int, i: int, k: int) -> int:
+    """The piece that the letters from symbol i up to symbol k are, -1 if they are none."""
+    begins, sums, letters = field(call, "begins"), field(call, "sums"), field(call, "letters")
+    starts, pieces, slots = field(call, "starts"), field(call, "pieces"), field(call, "slots")
+    begin = int32_at(begins, i)
+    length = int32_at(begins, k) - begin
+    if length > field(call, "longest"):
+        return -1
+    power = int32_at(field(call, "powers"), length)
+    hash = folded(int32_at(sums, k) + (HASH_PRIME - int32_at(sums, i)) * power)
+    bits, id_bits = field(call, "slot_bits"), field(call, "id_bits")
+    last = (1 << bits) - 1
+    for probe in range(last + 1):
+        slot = int32_at(slots, (hash + probe) & last)
+        if slot < 0:
+            return -1
+        if slot >> id_bits == hash >> bits:
+            piece = slot & ((1 << id_bits) - 1)
+            start = int32_at(starts, piece)
+            same = int32_at(starts, piece + 1) - start == length
+            for at in range(length if same else 0):
+                same = same and byte_at(pieces, start + at) == byte_at(letters, begin + at)
+            if same:
+                return piece
+    return -1
 
 
 @kernel
@@ -273,24 +270,3 @@ def folded(x: int) -> int:
     x = (x & HASH_PRIME) + (x >> 31)
     x = (x & HASH_PRIME) + (x >> 31)
     return x - HASH_PRIME if x >= HASH_PRIME else x
-
-
-@kernel
-def find(call: int, place: int, length: int, hash: int) -> int:
-    """The piece that these bytes are, -1 if they are none."""
-    slots, bits, id_bits = field(call, "slots"), field(call, "slot_bits"), field(call, "id_bits")
-    starts, pieces = field(call, "starts"), field(call, "pieces")
-    last = (1 << bits) - 1
-    for probe in range(last + 1):
-        slot = int32_at(slots, (hash + probe) & last)
-        if slot < 0:
-            return -1
-        if slot >> id_bits == hash >> bits:
-            piece = slot & ((1 << id_bits) - 1)
-            begin = int32_at(starts, piece)
-            same = int32_at(starts, piece + 1) - begin == length
-            for i in range(length if same else 0):
-                same = same and byte_at(pieces, begin + i) == byte_at(place, i)
-            if same:
-                return piece
-    return -1

@@ -53,7 +53,8 @@ rounded  1 if it multiplies activations rounded to int8, 0 for float32
 """
 
 BPE = names("""
-    text size texts ends out counts scratch
+    text size texts ends out counts
+    keys tree begins sums ids made after before letters
     prefix prefix_count suffix suffix_count
     pieces starts ranks splits slots slot_bits id_bits powers longest
     added added_from glue byte_ids
@@ -61,7 +62,7 @@ BPE = names("""
 """text, size   UTF-8 of some texts, one behind the other; all their bytes
 texts, ends  how many they are, and where each one ends, int64
 out, counts  their ids, int32 with room for 3 size + texts (prefix_count + suffix_count); how many each has, int64
-scratch      bpe_scratch(size) bytes
+keys ... letters   room for what is in bpe_scratch, see there
 prefix       int32 [prefix_count], the ids in front of each text; suffix: behind it
 pieces       uint8, all pieces behind each other, in UTF-8; piece i is from starts[i] to starts[i + 1], int32
 ranks        int32: the lowest merges first; -1: no merge makes the piece
@@ -99,6 +100,18 @@ HASH_BASE = 1_000_003
 GROUP_SYMBOLS = 16  # symbols of a word whose keys are searched one by one; the groups' lowest keys are a tree
 
 
-def bpe_scratch(size: int) -> int:
-    """Bytes of scratch for texts of `size` bytes: see a word's arrays in bpe.py."""
-    return 37 * ((size + GROUP_SYMBOLS) // GROUP_SYMBOLS * GROUP_SYMBOLS)
+def bpe_scratch(size: int) -> dict[str, tuple[str, int]]:
+    """The arrays of a word of n symbols, as dtype and number of elements, large enough for any in `size` bytes of text.
+
+    keys     of each symbol and its right neighbour; from the last one on, up to a whole group, bpe.NONE
+    tree     the groups' lowest keys in the leaves, 2^k of them; node i is the lower one of 2 i and 2 i + 1
+    begins   where each symbol begins among the letters; one more at the end
+    sums     the hash of all letters in front of it; one more at the end
+    ids      its piece
+    made     the piece that it makes with its right neighbour
+    after, before  its neighbours
+    letters  UTF-8 of all that lies between two added tokens, spaces as U+2581
+    """
+    n = -(-(size + 1) // GROUP_SYMBOLS) * GROUP_SYMBOLS
+    int32 = dict.fromkeys(("begins", "sums", "ids", "made", "after", "before"), ("int32", n))
+    return {"keys": ("int64", n), "tree": ("int64", n // 4), **int32, "letters": ("uint8", 3 * n)}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,14 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("needs the development data in ../shared")
     return path
+
+
+@pytest.fixture(scope="session")
+def gemma_pieces(shared: Path) -> Any:
+    """The arrays of Gemma's own tokenizer.json; to make them takes seconds."""
+    from gemma_np.tokenizer_json import from_tokenizer_json
+
+    return from_tokenizer_json(shared / "data/embeddinggemma-300m/tokenizer.json")
 
 
 @pytest.fixture(scope="session")

@@ -274,11 +274,6 @@ def test_nanos_own(run: Run) -> None:
 
 
 @pytest.fixture(scope="session")
-def gemma_pieces(shared: Path) -> Pieces:
-    return from_tokenizer_json(shared / "data/embeddinggemma-300m/tokenizer.json")
-
-
-@pytest.fixture(scope="session")
 def gemma_theirs(shared: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(shared / "data/embeddinggemma-300m/tokenizer.json"))
 

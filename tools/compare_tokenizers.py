@@ -2,8 +2,9 @@
 
     python tools/compare_tokenizers.py TOKENIZER.JSON FILE...
 
-A file is a text for each line, or .jsonl with texts in `a` and `b`, or .tsv, where each line's last two fields are
-texts; .xz is unpacked. Times are processor time of one thread. Exits with 1 at the first text whose ids differ.
+A file is a text for each line, or .jsonl with texts in `a` and `b`, or .tsv, where the second half of a line's fields
+are texts (source, languages, texts); .xz is unpacked. Times are processor time of one thread. Exits with 1 at the first
+text whose ids differ.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def texts(path: Path) -> Iterator[str]:
                 row = json.loads(line)
                 yield from (row["a"], row["b"])
             elif kind == "tsv":
-                yield from line.split("\t")[-2:]
+                fields = line.split("\t")
+                yield from fields[(len(fields) + 1) // 2 :]
             else:
                 yield line
 
