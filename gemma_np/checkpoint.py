@@ -10,14 +10,16 @@ Source: https://github.com/huggingface/safetensors (format). We parse it ourselv
 which the package does not give; the package is the judge of this reader in the tests.
 """
 
+import errno
+import itertools
 import json
 import math
 import mmap
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +30,7 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors package has the same limit
+MAX_DEPTH = 100  # of JSON files; Python's own limit depends on who calls
 
 # How a tensor's elements lie in the file. bfloat16 is the upper half of a float32; NumPy has no type for it.
 FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -40,13 +43,34 @@ BYTES = {
 def read_json(path: Path) -> Any:
     """The content of a JSON file; CheckpointError when it is missing or no JSON."""
     try:
-        return json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = json.loads(file.read())
+        _check_json(content)
+        return content
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bytes that are no UTF-8, an impossible path
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; OSError for what is none: a pipe would block, a device never ends."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.open("rb")
+
+
+def _check_json(content: Any, depth: int = 0) -> None:
+    """ValueError for what cannot be shown in a message: lone surrogates, and lists in lists without end."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(content, str):
+        content.encode()
+    elif isinstance(content, list | dict):
+        for value in content if isinstance(content, list) else itertools.chain(content, content.values()):
+            _check_json(value, depth + 1)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -219,7 +243,9 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
         tensors[name] = Tensor(name, dtype, shape, source, 8 + length + begin)
     spans.sort()
     last = size - 8 - length
-    for (_, end, before), (begin, _, after) in pairwise([(0, 0, "the header"), *spans, (last, last, "the file's end")]):
+    for (_, end, before), (begin, _, after) in itertools.pairwise(
+        [(0, 0, "the header"), *spans, (last, last, "the file's end")]
+    ):
         if begin != end:
             what = "overlap" if begin < end else "leave a gap"
             raise damaged(f"{before} and {after} {what} (byte {end:,} and byte {begin:,} of {last:,})")
@@ -230,7 +256,7 @@ def map_file(path: Path) -> MappedFile:
     """Open a file and map it; CheckpointError when it is missing, empty or unreadable."""
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(open_regular(path))
             mapped = MappedFile(path, file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             stack.pop_all()  # from here on the file is MappedFile's to close
             return mapped
