@@ -5,6 +5,7 @@ Both generations of sentence-transformers' files are read: `pooling_mode_mean_to
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,7 @@ from gemma_np.errors import ConfigError
 from gemma_np.similarity import NAMES
 
 POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+MAX_MODULES = 100  # each has a file of its own, or all the same large one
 # sentence_bert_config.json's settings that change how a text is read, with the values that do nothing.
 TEXT_SETTINGS: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False,),
@@ -83,6 +85,8 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
     entries = read_json(path)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{path}: expected a list of modules, each an object with type and path")
+    if len(entries) > MAX_MODULES:
+        raise ConfigError(f"{path} lists {len(entries):,} modules, expected at most {MAX_MODULES}")
     modules = []
     for entry in entries:
         kind, where = entry.get("type"), entry.get("path")
@@ -167,7 +171,7 @@ def _dense(folder: Path, name: str) -> Dense:
 
 def _normalize(folder: Path, name: str) -> Normalize:
     path = folder / name / "config.json"  # 6.2 writes one; before there was none, often not even the folder
-    if path.is_file():
+    if os.path.isfile(path):  # os.path: False for a path that cannot be
         _refuse_rerouting(path, read_json_object(path))
     return Normalize(name)
 
