@@ -16,6 +16,8 @@ from gemma_np.ops import rope_table
 from gemma_np.quantize import Packed
 from gemma_np.weights import Matrix, Weights, formats_of
 
+FIRST_TOKENS = 8192  # an engine's room at first; more, which a config may claim without end, when a text needs it
+
 
 def leading_heads(modules: Modules) -> list[Dense]:
     """The first Dense heads without bias or activation: they run in the kernels, what follows them in NumPy."""
@@ -53,7 +55,7 @@ class Fast:
         self._heads = [packed(weights.dense[head.name].weight) for head in leading_heads(modules)]
         self.compiled = cache.load(column, formats_of(weights))
         self._growing = threading.Lock()
-        self._engine = self._made(max(BATCH_TOKENS, config.max_positions))
+        self._engine = self._made(max(BATCH_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 
     def _made(self, max_tokens: int) -> "kernels.engine.Engine":
         from gemma_np.kernels.engine import Engine, LayerArrays

@@ -1,5 +1,6 @@
 """The fast path's edges: damaged weights are told by name, long and many texts pass, memory does not grow."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gemma_np import EmbeddingGemma, InputError, WeightsError
+from gemma_np.fast import FIRST_TOKENS
 
 
 @pytest.fixture(scope="module", params=[None, "q8_0"], ids=["f32", "q8_0"])
@@ -31,6 +33,15 @@ def test_a_weight_that_is_not_finite_is_named(
     save_file(tensors, writable / "model.safetensors")
     with pytest.raises(WeightsError, match=tensor):
         EmbeddingGemma(writable, quantization=quantization).encode("a text")
+
+
+def test_positions_that_a_config_only_claims_take_no_memory(writable: Path) -> None:
+    path = writable / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 2**20}))
+    model = EmbeddingGemma(writable)
+    if model.fast is None:
+        pytest.skip(model.why_not)
+    assert model.fast._engine.max_tokens == FIRST_TOKENS  # RoPE's table for a million would be 128 MB
 
 
 @pytest.mark.parametrize("ids", [[], [-1], [10**6], [1.5]])
