@@ -130,13 +130,14 @@ def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[s
     tensors = without_prefix(open_checkpoint(trunk))
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
     check_floats(tensors, trunk_shapes(config))
+    found = {name: tensors[name] for name in trunk_shapes(config)}  # others may have any name and shape
     for head in modules.heads:
         if isinstance(head, Dense):
             parts = open_safetensors(folder / head.name / "model.safetensors")
             check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
             check_floats(parts, dense_shapes(head))
-            tensors |= {f"{head.name}/{name}": tensor for name, tensor in parts.items()}
-    return tensors
+            found |= {f"{head.name}/{name}": parts[name] for name in dense_shapes(head)}
+    return found
 
 
 def load_weights(
