@@ -12,6 +12,7 @@ All codes and scales start at multiples of 64 bytes, so that one folder serves e
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ EMBED = "embed_tokens.weight"
 
 
 def is_bundle(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / MANIFEST)  # os.path: False for a path that cannot be
 
 
 def matrix_shapes(config: Config, modules: Modules) -> dict[str, tuple[int, int]]:
@@ -114,7 +115,7 @@ def damaged_files(folder: Path) -> list[str]:
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             wrong.append(f"{name} leads out of the folder")
-        elif not path.is_file():
+        elif not os.path.isfile(path):
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != file["bytes"]:
             wrong.append(f"{name} has {path.stat().st_size:,} bytes, expected {file['bytes']:,}")

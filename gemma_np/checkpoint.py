@@ -285,8 +285,8 @@ def _size(digits: str) -> int:
 def open_checkpoint(folder: Path) -> dict[str, Tensor]:
     """Map `model.safetensors`, or all the files that `model.safetensors.index.json` names, into one table."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        if not single.is_file() and any(folder.glob("*.bin")):
+    if os.path.isfile(single) or not os.path.isfile(index):  # os.path: False for a path that cannot be
+        if not os.path.isfile(single) and any(folder.glob("*.bin")):
             raise CheckpointError(
                 f"{folder} has its weights in pickle files (*.bin), which can run any code when they are opened; "
                 "save the model as model.safetensors"

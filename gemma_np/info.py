@@ -5,6 +5,7 @@ checkpoint that the engine refuses.
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,7 +37,7 @@ def report(folder: Path, quantization: str | None = None, threads: int | None = 
     try:
         if check:
             check_files(folder)
-        config = read_config(folder) if (folder / "config.json").is_file() else None
+        config = read_config(folder) if os.path.isfile(folder / "config.json") else None
         modules = resolve_modules(folder)
         config = config if config and not modules.trunk else read_config(folder / modules.trunk)
         print_model(folder, config, modules)

@@ -77,7 +77,7 @@ class Modules:
 def read_modules(folder: Path) -> list[dict[str, Any]]:
     """The entries of modules.json as {"type": class name, "path": folder}, checked."""
     path = folder / "modules.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # os.path: False for a path that cannot be
         raise ConfigError(
             f"{path} is missing: without it pooling and Dense heads are unknown. A folder saved by transformers alone "
             "lacks it; copy modules.json, 1_Pooling, 2_Dense, 3_Dense and 4_Normalize from the model it came from"
@@ -171,7 +171,7 @@ def _dense(folder: Path, name: str) -> Dense:
 
 def _normalize(folder: Path, name: str) -> Normalize:
     path = folder / name / "config.json"  # 6.2 writes one; before there was none, often not even the folder
-    if os.path.isfile(path):  # os.path: False for a path that cannot be
+    if os.path.isfile(path):
         _refuse_rerouting(path, read_json_object(path))
     return Normalize(name)
 
@@ -187,7 +187,7 @@ def read_max_seq_length(trunk: Path, config: Config) -> int:
     """The longest text in tokens, BOS and EOS included: sentence_bert_config.json's max_seq_length, else the smaller of
     tokenizer_config.json's model_max_length (where newer files have it) and the model's positions."""
     path = trunk / "sentence_bert_config.json"
-    if path.is_file():
+    if os.path.isfile(path):
         settings = read_json_object(path)
         for key, served in TEXT_SETTINGS.items():
             if settings.get(key) not in (None, *served):
@@ -199,7 +199,7 @@ def read_max_seq_length(trunk: Path, config: Config) -> int:
                 raise ConfigError(f"{path}: max_seq_length = {length!r}, expected a positive integer")
             return length
     path = trunk / "tokenizer_config.json"
-    length = read_json_object(path).get("model_max_length") if path.is_file() else None
+    length = read_json_object(path).get("model_max_length") if os.path.isfile(path) else None
     return min(length, config.max_positions) if type(length) is int and length > 0 else config.max_positions
 
 
@@ -216,7 +216,7 @@ class Defaults:
 def read_defaults(folder: Path) -> Defaults:
     """Read config_sentence_transformers.json; without it there are no prompts, and the similarity is the cosine."""
     path = folder / "config_sentence_transformers.json"
-    settings = read_json_object(path) if path.is_file() else {}
+    settings = read_json_object(path) if os.path.isfile(path) else {}
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
         raise ConfigError(f"{path}: prompts = {prompts!r}, expected names with strings")

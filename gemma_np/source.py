@@ -1,5 +1,6 @@
 """A model on disk, opened: its settings are read, its tensors mapped and checked, and nothing is loaded yet."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,9 +40,9 @@ class Source:
 
 def open_source(path: Path) -> Source:
     """Open a checkpoint's folder, or a bundle. Raises CheckpointError, ConfigError and WeightsError."""
-    if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+    if not os.path.isfile(path / "config.json") and not os.path.isfile(path / "modules.json"):
         raise CheckpointError(f"{path} has no config.json; expected the folder of a checkpoint")
-    root = read_config(path) if (path / "config.json").is_file() else None  # first: it says what model this is
+    root = read_config(path) if os.path.isfile(path / "config.json") else None  # first: it says what model this is
     modules = resolve_modules(path)
     trunk = path / modules.trunk
     config = root if root and trunk == path else read_config(trunk)
