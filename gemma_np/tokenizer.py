@@ -4,9 +4,12 @@ The package and Gemma's tokenizer.json take 290 MB and a second to open, the arr
 some milliseconds; the ids are the same.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,12 +19,17 @@ from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.pieces import FILE, Pieces, open_pieces
 
+if TYPE_CHECKING:
+    import tokenizers
+
+MAX_ID = 2**31 - 1  # the package's ids have 32 bits, an embedding table has fewer rows than this
+
 
 class Source(Protocol):
     """What ids come from.
 
     path            its file
-    sizes           how many ids are pieces of text, and how many there are with the tokens added to them
+    sizes           how many ids are pieces of text, and what all ids are below, those of added tokens too
     prefix, suffix  the ids in front of a text and behind it
     """
 
@@ -42,25 +50,70 @@ class Package:
         import tokenizers
 
         self.path = path
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise CheckpointError(f"{path} is missing; a checkpoint folder needs it")
-        try:
+        with self._errors("is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises nothing more specific
-            raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.sizes = self._tokenizer.get_vocab_size(with_added_tokens=False), self._tokenizer.get_vocab_size()
-        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        full = self._tokenizer.encode("a").ids
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+        if why := unserved(self._tokenizer):
+            raise CheckpointError(f"{path}: {why} is not served; take the model's own tokenizer.json")
+        self.sizes = self._tokenizer.get_vocab_size(with_added_tokens=False), MAX_ID + 1  # there may be gaps
+        with self._errors("is not a tokenizer"):
+            bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+            full = self._tokenizer.encode("a").ids
         start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
 
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """The package's errors as ours. It raises nothing more specific than Exception, and panics, which are none."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise CheckpointError(f"{self.path} {what} ({error}); download it again") from None
+
     def encode(self, texts: Sequence[str]) -> list[Int32]:
-        return [np.array(encoding.ids, np.int32) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        with self._errors("fails on a text"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts))
+        return [np.array(encoding.ids, np.uint32).clip(max=MAX_ID).astype(np.int32) for encoding in encodings]
 
     def name(self, id: int) -> str:
         return str(self._tokenizer.id_to_token(id))
+
+
+def unserved(tokenizer: "tokenizers.Tokenizer") -> str | None:
+    """The part of a tokenizer that could blow a text up, or give other ids each time; Gemma's has none.
+
+    The package runs any: a Replace of "a" by "aa", 40 times in a sequence, asks for a terabyte and ends the process.
+    """
+
+    def settings(part: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"type": None} if part is None else json.loads(part.__getstate__())
+        return found
+
+    normalizer = settings(tokenizer.normalizer)
+    splitter = settings(tokenizer.pre_tokenizer)
+    frame = settings(tokenizer.post_processor)
+    for name, part, served in (
+        ("normalizer", normalizer, (None, "Replace")),
+        ("pre_tokenizer", splitter, (None, "Split", "Whitespace")),
+        ("post_processor", frame, (None, "TemplateProcessing")),
+        ("model", {"type": type(tokenizer.model).__name__}, ("BPE", "WordLevel")),
+    ):
+        if part["type"] not in served:
+            return f"the {name} {part['type']}"
+        if "String" not in part.get("pattern", {"String": ""}):
+            return f"a {name} with the pattern {part['pattern']}"
+    if len(normalizer.get("content", "")) > 1:
+        return "a normalizer that lengthens texts"
+    if getattr(tokenizer.model, "dropout", None):
+        return "a model with dropout"
+    if frame["type"] and [item["Sequence"]["id"] for item in frame["single"] if "Sequence" in item] != ["A"]:
+        return "a post_processor that takes a text several times"
+    return None
 
 
 class Tokenizer:
@@ -76,7 +129,7 @@ class Tokenizer:
     def __init__(
         self, folder: Path, config: Config, pieces: Pieces | None = None, run: Callable[[int], None] | None = None
     ) -> None:
-        if pieces is None and (folder / FILE).exists():
+        if pieces is None and os.path.exists(folder / FILE):
             pieces = open_pieces(folder / FILE)
         self._source: Source = Package(folder / "tokenizer.json") if pieces is None else Encoder(pieces, run)
         self.path, self.prefix, self.suffix = self._source.path, self._source.prefix, self._source.suffix
