@@ -1,0 +1,155 @@
+"""Hostile files: what fuzz.py once found, by name, and some hundred new ones for each reader."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+pytest.importorskip("resource", reason="fuzz.py limits memory and time as only POSIX systems can")
+from fuzz_targets import TARGETS, TINY, tiny, tiny_tokenizer
+
+FUZZ = Path(__file__).with_name("fuzz.py")
+
+
+def changed(name: str, content: bytes | None = None, kind: str = "") -> bytes:
+    """The small checkpoint's folder, with one file or none of that name in place of its own."""
+    parts = tiny().split(b"\n=== ")
+    kept = [part for part in parts if not part.startswith(name.encode() + b"\n")]
+    new = [] if content is None and not kind else [f"{name}{kind}\n".encode() + (content or b"")]
+    return b"\n=== ".join(kept + new)
+
+
+def of(name: str) -> bytes:
+    """A file of the small checkpoint."""
+    (found,) = (part for part in tiny().split(b"\n=== ") if part.startswith(name.encode() + b"\n"))
+    return found.partition(b"\n")[2]
+
+
+def config(**changes: Any) -> bytes:
+    return json.dumps({**TINY, **changes}).encode()
+
+
+def with_modules(*entries: dict[str, str]) -> bytes:
+    return changed("modules.json", json.dumps([*json.loads(of("modules.json")), *entries]).encode())
+
+
+def with_tensor(name: str) -> bytes:
+    return changed("model.safetensors", save({**load(of("model.safetensors")), name: np.ones((2, 2), np.float32)}))
+
+
+def tokenizer(part: str, value: Any, **more: Any) -> bytes:
+    content = json.loads(tiny_tokenizer())
+    content[part] = {**(content[part] or {}), **value} if isinstance(value, dict) else value
+    return json.dumps({**content, **more}).encode()
+
+
+def indexed(file: str) -> bytes:
+    return b"\n=== model.safetensors.index.json\n" + json.dumps({"weight_map": {"a": file}}).encode()
+
+
+NORMALIZE = {"type": "sentence_transformers.models.Normalize", "path": "x" * 300}
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+TEMPLATE = {"type": "TemplateProcessing", "special_tokens": {}}
+REGEX = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+VOCABULARY = json.loads(tiny_tokenizer())["model"]["vocab"]
+
+# What fuzz.py found, and what it led to. Name: target, input, what is said now.
+FOUND: dict[str, tuple[str, bytes, str]] = {
+    # a pipe that nobody writes to: the reader waited for ever
+    "a pipe as config.json": ("model", changed("config.json", kind=" fifo"), "config.json cannot be read: it is no"),
+    "a pipe as a module's config.json": ("modules", changed("2_Dense/config.json", kind=" fifo"), "it is no regular"),
+    "a pipe as model.safetensors": ("index", b"\n=== model.safetensors fifo\n", "it is no regular file"),
+    "a pipe as a file of an index": ("index", indexed("a") + b"\n=== a fifo\n", "a cannot be read: it is no regular"),
+    # MemoryError
+    "an endless device as config.json": ("model", changed("config.json", kind=" -> /dev/zero"), "it is no regular"),
+    # messages that could not be printed
+    "a lone surrogate as a file of an index": ("index", indexed("\ud800"), "is not valid JSON .*surrogates"),
+    "a lone surrogate as a setting of RoPE": ("config", config(rope_scaling={"\udfff": 1}), "is not valid JSON"),
+    "a lone surrogate as a module": ("modules", with_modules({**NORMALIZE, "path": "\ud800"}), "is not valid JSON"),
+    # OSError: File name too long
+    "a module's path that no system can have": ("modules", with_modules(NORMALIZE), "success"),
+    "a link that no system can follow": (
+        "index",
+        b"\n=== model.safetensors.index.json -> " + b"x" * 300,
+        "model.safetensors is missing",
+    ),
+    # each reads its config.json: seconds for a hundred kilobytes
+    "ten thousand modules": ("modules", with_modules(*[{**NORMALIZE, "path": ""}] * 10_000), "expected at most 100"),
+    # KeyError
+    "a matrix of another model": ("model", with_tensor("x.q_proj.weight"), "success"),
+    # the tokenizers package: memory beyond bounds (which ends the process), panics, ids beyond int32, Exception
+    "a normalizer that doubles a text 40 times": (
+        "tokenizer",
+        tokenizer("normalizer", {"type": "Sequence", "normalizers": [DOUBLE] * 40}),
+        "the normalizer Sequence is not served",
+    ),
+    "a normalizer that makes one letter a thousand": (
+        "tokenizer",
+        tokenizer("normalizer", {**DOUBLE, "content": "a" * 1000}),
+        "a normalizer that lengthens texts",
+    ),
+    "a pre-tokenizer with a regular expression": ("tokenizer", tokenizer("pre_tokenizer", REGEX), "with the pattern"),
+    "a text three thousand times": (
+        "tokenizer",
+        tokenizer("post_processor", {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 3000}),
+        "takes a text several times",
+    ),
+    "a template with an unknown token": (
+        "tokenizer",
+        tokenizer("post_processor", TEMPLATE),
+        "(tokenises nothing|not a)",
+    ),
+    "a prefix of pieces that is longer than a piece": (
+        "tokenizer",
+        tokenizer("model", {"continuing_subword_prefix": "▁" * 1000}),
+        "CheckpointError",
+    ),
+    "an id beyond int32": (
+        "tokenizer",
+        tokenizer("model", {"vocab": {**VOCABULARY, "a": 2**32 - 1}}),
+        "success",  # opened; what has the id is refused
+    ),
+    "a model without its unknown piece": (
+        "tokenizer",
+        tokenizer("model", {"byte_fallback": False, "unk_token": "?"}),
+        "CheckpointError",
+    ),
+}
+
+
+def fuzzed(*arguments: str | Path) -> str:
+    done = subprocess.run([sys.executable, FUZZ, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each input leads to, in a process of its own."""
+    folder = tmp_path_factory.mktemp("inputs")
+    lines = []
+    for target in TARGETS:
+        paths = []
+        for name, (reader, data, _) in FOUND.items():
+            if reader == target:
+                paths.append(folder / name.replace(" ", "_"))
+                paths[-1].write_bytes(data)
+        if paths:
+            lines += fuzzed(target, "--replay", *paths).splitlines()
+    return {name.replace("_", " "): said for name, _, said in (line.partition(": ") for line in lines)}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_mended(name: str, outcomes: dict[str, str]) -> None:
+    assert re.search(FOUND[name][2], outcomes[name]), outcomes[name]
+
+
+def test_some_hundred_hostile_inputs_for_each_reader(tmp_path: Path) -> None:
+    said = fuzzed(*TARGETS, "--inputs", "300", "--seed", "1", "--out", tmp_path)
+    assert said.count(" 0 crashes, {'success'") == len(TARGETS), said  # and some are valid, or nothing is tested
