@@ -23,6 +23,7 @@ FILE = "tokenizer.safetensors"
 LAYOUT = 1  # of the file
 SPACE = "\u2581".encode()
 LONGEST = 255  # bytes of a piece
+MAX_PROBES = 4096  # slots in a row that are taken; Gemma's hash table has 235
 DTYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "U8": np.dtype("u1")}
 BYTES = ("text", "splits", "special")  # arrays of bytes; the others are int32
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF's types of pieces
@@ -224,7 +225,8 @@ def open_pieces(path: Path) -> Pieces:
     layout = arrays.pop("layout")
     require(len(layout) == 2 and layout[0] == LAYOUT, f"layout is {layout.tolist()[:2]}, expected [{LAYOUT}, pieces]")
     found = Pieces(path, **arrays, pieces=int(layout[1]))
-    V, lengths = len(found.starts) - 1, np.diff(found.starts)
+    V = len(found.starts) - 1
+    lengths = np.diff(found.starts.astype(np.int64))  # in int32, starts could run past 2^31 and around
     require(V >= 1 and 0 <= found.pieces <= V, f"{found.pieces} of {V} ids are pieces")
     require(
         found.starts[0] == 0
@@ -247,6 +249,8 @@ def open_pieces(path: Path) -> Pieces:
         and (slots & (1 << id_bits) - 1)[slots >= 0].max(initial=0) < V,
         "slots are no hash table of the pieces",
     )
+    longest = np.diff(np.flatnonzero(slots < 0), prepend=-1, append=len(slots)).max()
+    require(longest <= MAX_PROBES, f"{longest - 1:,} slots without a gap would be searched one by one")
     return found
 
 

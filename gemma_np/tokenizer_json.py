@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoint import read_json_object
+from gemma_np.errors import CheckpointError
 from gemma_np.pieces import SPACE, Pieces, make_pieces
 from gemma_np.writers import replaced
 
@@ -153,8 +154,14 @@ def check_order(group: Sequence[Merge], rank: int) -> None:
 
 
 def write_tokenizer_json(pieces: Pieces, path: Path) -> None:
-    """A tokenizer.json that gives the same ids, for other packages."""
-    table = [pieces.piece(id).decode() for id in range(len(pieces))]
+    """A tokenizer.json that gives the same ids, for other packages.
+
+    raises  CheckpointError: pieces that are no UTF-8, which only a damaged file has
+    """
+    try:
+        table = [pieces.piece(id).decode() for id in range(len(pieces))]
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{pieces.path}: a piece is no UTF-8 ({error}); make or download it again") from None
     vocabulary = {piece: id for id, piece in enumerate(table[: pieces.pieces])}
     merges = []
     for piece, rank, split in zip(vocabulary, pieces.ranks.tolist(), pieces.splits.tolist(), strict=False):
