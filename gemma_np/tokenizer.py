@@ -22,6 +22,7 @@ from gemma_np.pieces import FILE, Pieces, open_pieces
 if TYPE_CHECKING:
     import tokenizers
 
+MAX_FRAME = 64  # ids around a text
 MAX_ID = 2**31 - 1  # the package's ids have 32 bits, an embedding table has fewer rows than this
 
 
@@ -143,6 +144,11 @@ class Tokenizer:
             raise CheckpointError(
                 f"{self.path} has {size:,} pieces, but config.json says vocab_size = {config.V:,}: it belongs to "
                 f"another model; take the {self.path.name} that came with these weights"
+            )
+        if len(self.prefix) + len(self.suffix) > MAX_FRAME:
+            raise CheckpointError(
+                f"{self.path} puts {len(self.prefix) + len(self.suffix):,} ids around each text, expected at most "
+                f"{MAX_FRAME}; take the {self.path.name} that came with these weights"
             )
         for where, found, expected in (("before", self.prefix, config.bos), ("behind", self.suffix, config.eos)):
             if found and expected and found[-1] not in expected:
