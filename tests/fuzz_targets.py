@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,20 @@ from tokenizers.models import BPE
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from make_checkpoint import SMALL, make_checkpoint
 from small_tokenizer import gemma_layout
+from test_bpe import Checked
 
 from gemma_np import EmbeddingGemma
+from gemma_np.bundle import damaged_files
 from gemma_np.checkpoint import FLOATS, Tensor, open_checkpoint, open_safetensors
 from gemma_np.config import Config, read_config
 from gemma_np.errors import InputError
 from gemma_np.modules import check_widths, read_defaults, read_max_seq_length, resolve_modules
+from gemma_np.pieces import FILE as PIECES
+from gemma_np.pieces import open_pieces, save_pieces
+from gemma_np.saving import save as save_model
+from gemma_np.source import open_source
 from gemma_np.tokenizer import Tokenizer
+from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, write_tokenizer_json
 from gemma_np.weights import trunk_shapes
 
 Mutate = Callable[[random.Random, bytes], bytes]
@@ -226,14 +233,16 @@ def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """The header as JSON, its length kept right, mostly; or any bytes."""
+def mutate_safetensors(rng: random.Random, data: bytes, content_only: float = 0.1) -> bytes:
+    """The header as JSON, its length kept right, mostly; the tensors' bytes; or any bytes."""
     length = int.from_bytes(data[:8], "little")
-    if rng.random() < 0.2 or 8 + length > len(data):
+    if rng.random() < 0.1 or 8 + length > len(data):
         return mutate_bytes(rng, data)
-    header, content = mutate_json(rng, data[8 : 8 + length]), data[8 + length :]
-    if rng.random() < 0.2:
-        content = mutate_bytes(rng, content)
+    header, content = data[8 : 8 + length], data[8 + length :]
+    if rng.random() < content_only:
+        changed = mutate_bytes(rng, content)[: len(content)]
+        return data[: 8 + length] + changed + content[len(changed) :]
+    header = mutate_json(rng, header)
     length = len(header) if rng.random() < 0.95 else rng.choice(NUMBERS) % 2**64
     return struct.pack("<Q", length) + header + content
 
@@ -325,6 +334,46 @@ def use_tokenizer(folder: Path) -> None:
                 ((ids,), _) = tokenizer.encode([text], limit)
                 assert ids.size == 0 or 0 <= ids.min() <= ids.max() < CONFIG.V
     tokenizer.prompt_length("ab: ")
+    with suppress(Inexpressible):
+        Tokenizer(folder, CONFIG, from_tokenizer_json(folder / "tokenizer.json")).encode(TEXTS)
+
+
+def pieces_file() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "tokenizer.json").write_text(tiny_tokenizer())
+        save_pieces(from_tokenizer_json(folder / "tokenizer.json"), folder / PIECES)
+        return [(folder / PIECES).read_bytes()]
+
+
+def use_pieces(folder: Path) -> None:
+    """As Python, and by the kernel as Python, which sees its own arrays alone."""
+    pieces = open_pieces(folder / PIECES)
+    assert Tokenizer(folder, CONFIG, pieces).encode(TEXTS)
+    for ids in Checked(pieces).encode(["ab aab", "<eos>é\n"]):
+        assert 0 <= ids.min(initial=0) <= ids.max(initial=0) < len(pieces)
+    write_tokenizer_json(pieces, folder / "tokenizer.json")
+
+
+BUNDLED = {**TINY, "hidden_size": 32, "head_dim": 16, "intermediate_size": 32}
+
+
+@cache
+def bundle_folders() -> list[bytes]:
+    """One of each kind of format."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_checkpoint(Path(scratch) / "float", BUNDLED, dense=((32, 32, True, "Tanh"),))
+        (folder / "tokenizer.json").write_text(tiny_tokenizer())
+        made = []
+        for quantization in ("q8_0", "mixed"):
+            save_model(open_source(folder), Path(scratch) / quantization, quantization)
+            made.append(pack(Path(scratch) / quantization))
+        return made
+
+
+def use_bundle(folder: Path) -> None:
+    damaged_files(folder)
+    use_model(folder)
 
 
 def use_model(folder: Path) -> None:
@@ -340,5 +389,7 @@ TARGETS = {
     "config": Target(config_file, mutate_json, lambda folder: trunk_shapes(read_config(folder)), "config.json"),
     "modules": Target(lambda: [tiny(leave=("safetensors", "tokenizer.json"))], mutate_folder, use_modules),
     "tokenizer": Target(lambda: [tiny_tokenizer().encode()], mutate_json, use_tokenizer, "tokenizer.json"),
+    "pieces": Target(pieces_file, partial(mutate_safetensors, content_only=0.7), use_pieces, PIECES),
+    "bundle": Target(bundle_folders, mutate_folder, use_bundle),
     "model": Target(lambda: [tiny(), tiny(shards=2)], mutate_folder, use_model),
 }

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load, save
 
 pytest.importorskip("resource", reason="fuzz.py limits memory and time as only POSIX systems can")
-from fuzz_targets import TARGETS, TINY, tiny, tiny_tokenizer
+from fuzz_targets import TARGETS, TINY, pieces_file, tiny, tiny_tokenizer
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 
@@ -53,10 +53,18 @@ def indexed(file: str) -> bytes:
     return b"\n=== model.safetensors.index.json\n" + json.dumps({"weight_map": {"a": file}}).encode()
 
 
+def with_arrays(**arrays: Any) -> bytes:
+    """The small tokenizer.safetensors, with other arrays."""
+    own = load(pieces_file()[0])
+    return save({**own, **{name: np.asarray(array, own[name].dtype) for name, array in arrays.items()}})
+
+
 NORMALIZE = {"type": "sentence_transformers.models.Normalize", "path": "x" * 300}
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 TEMPLATE = {"type": "TemplateProcessing", "special_tokens": {}}
 REGEX = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+SPECIAL = json.loads(tiny_tokenizer())["post_processor"]["special_tokens"]
+MANY = {"ids": [2] * 50_000, "tokens": ["<bos>"] * 50_000}
 VOCABULARY = json.loads(tiny_tokenizer())["model"]["vocab"]
 
 # What fuzz.py found, and what it led to. Name: target, input, what is said now.
@@ -110,11 +118,19 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
         tokenizer("model", {"continuing_subword_prefix": "▁" * 1000}),
         "CheckpointError",
     ),
+    "a prefix of fifty thousand ids": (
+        "tokenizer",
+        tokenizer("post_processor", {"special_tokens": {**SPECIAL, "<bos>": {**SPECIAL["<bos>"], **MANY}}}),
+        "puts 50,001 ids around each text",
+    ),
     "an id beyond int32": (
         "tokenizer",
         tokenizer("model", {"vocab": {**VOCABULARY, "a": 2**32 - 1}}),
         "success",  # opened; what has the id is refused
     ),
+    # UnicodeDecodeError; and a kernel that would search the whole table for each pair
+    "pieces that are no UTF-8": ("pieces", with_arrays(text=load(pieces_file()[0])["text"] | 0x80), "is no UTF-8"),
+    "a hash table without gaps": ("pieces", with_arrays(slots=[0] * 8191 + [-1]), "8,191 slots without a gap"),
     "a model without its unknown piece": (
         "tokenizer",
         tokenizer("model", {"byte_fallback": False, "unk_token": "?"}),
