@@ -6,6 +6,7 @@ Tensor by tensor: no more than one layer is in memory, and some rows of the embe
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -132,9 +133,10 @@ def copy_settings(source: Source, folder: Path) -> None:
     """The JSON files of a checkpoint's folders."""
     places = ["", source.modules.trunk, source.modules.pooling, *(head.name for head in source.modules.heads)]
     for place in dict.fromkeys(places):
-        (folder / place).mkdir(parents=True, exist_ok=True)
+        if os.path.isdir(source.path / place):  # Normalize's may be missing
+            (folder / place).mkdir(parents=True, exist_ok=True)
         for path in sorted((source.path / place).glob("*.json")):
-            if path.name not in NOT_SETTINGS:
+            if path.name not in NOT_SETTINGS and os.path.isfile(path):  # a device would fill the disk
                 shutil.copyfile(path, folder / place / path.name)
 
 
@@ -142,7 +144,7 @@ def write_tokenizer(source: Source, folder: Path, format: str) -> None:
     """tokenizer.json beside float weights, tokenizer.safetensors beside quantised ones, if that can express it."""
     here, there = source.path / source.modules.trunk, folder / source.modules.trunk
     kept = FILE if format != "float32" else "tokenizer.json"
-    if (here / kept).is_file():
+    if os.path.isfile(here / kept):
         shutil.copyfile(here / kept, there / kept)
     elif format == "float32":
         write_tokenizer_json(open_pieces(here / FILE), there / kept)
