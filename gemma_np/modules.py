@@ -94,6 +94,8 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
             raise ConfigError(f"{path}: {entry!r} has no type and path")
         if PurePosixPath(where).is_absolute() or ".." in PurePosixPath(where).parts or "\\" in where or "\0" in where:
             raise ConfigError(f"{path}: {where!r} leads out of the checkpoint's folder")
+        if len(where.encode()) > 255:
+            raise ConfigError(f"{path}: {where[:40]!r}... is longer than a folder's name can be")
         if not kind.startswith("sentence_transformers."):
             raise ConfigError(f"{path}: {kind} is code of the model's own, which is never run")
         modules.append({"type": kind.rpartition(".")[2], "path": where})
