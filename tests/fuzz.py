@@ -171,16 +171,24 @@ class Run:
     def guided(self, seconds: float, seed: int) -> None:
         corpus = self.out / f"corpus-{self.name}"
         corpus.mkdir(parents=True, exist_ok=True)
-        for i, data in enumerate(self.target.seeds()):
+        seeds = self.target.seeds()
+        for i, data in enumerate(seeds):
             (corpus / f"seed-{i}").write_bytes(data)
 
         def mutate(data: bytes, max_size: int, seed: int) -> bytes:
             rng = random.Random(seed)
+            data = rng.choice(seeds) if rng.random() < 0.2 else data
             return (atheris.Mutate(data, max_size) if rng.random() < 0.3 else self.target.mutate(rng, data))[:max_size]
 
-        largest = max(map(len, self.target.seeds()))
+        largest = max(map(len, seeds))
         handlers = [f"-handle_{signal}=0" for signal in ("segv", "abrt", "bus", "fpe", "ill", "int", "term")]
-        limits = ["-timeout=0", "-rss_limit_mb=0", f"-max_total_time={max(int(seconds), 1)}", f"-max_len={2 * largest}"]
+        limits = [
+            "-timeout=0",
+            "-report_slow_units=999",
+            "-rss_limit_mb=0",
+            f"-max_total_time={max(int(seconds), 1)}",
+            f"-max_len={2 * largest}",
+        ]
         options = [f"-seed={seed}", "-len_control=0", "-verbosity=0", *handlers, *limits]
         atheris.Setup([sys.argv[0], *options, str(corpus)], self.one, custom_mutator=mutate)
         atheris.Fuzz()

@@ -16,9 +16,10 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ from gemma_np import EmbeddingGemma
 from gemma_np.bundle import damaged_files
 from gemma_np.checkpoint import FLOATS, Tensor, open_checkpoint, open_safetensors
 from gemma_np.config import Config, read_config
-from gemma_np.errors import InputError
+from gemma_np.errors import GemmaError, InputError
+from gemma_np.info import report
 from gemma_np.modules import check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.pieces import FILE as PIECES
 from gemma_np.pieces import open_pieces, save_pieces
@@ -374,9 +376,12 @@ def bundle_folders() -> list[bytes]:
 def use_bundle(folder: Path) -> None:
     damaged_files(folder)
     use_model(folder)
+    save_model(open_source(folder), folder / "out", "float32", show_progress=False)
 
 
 def use_model(folder: Path) -> None:
+    with suppress(GemmaError), redirect_stdout(StringIO()):
+        report(folder)
     model = EmbeddingGemma(folder)
     model.encode(["a text"], prompt_name="query")
 

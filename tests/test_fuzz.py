@@ -12,14 +12,14 @@ import pytest
 from safetensors.numpy import load, save
 
 pytest.importorskip("resource", reason="fuzz.py limits memory and time as only POSIX systems can")
-from fuzz_targets import TARGETS, TINY, pieces_file, tiny, tiny_tokenizer
+from fuzz_targets import TARGETS, TINY, bundle_folders, pieces_file, tiny, tiny_tokenizer
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 
 
-def changed(name: str, content: bytes | None = None, kind: str = "") -> bytes:
+def changed(name: str, content: bytes | None = None, kind: str = "", folder: bytes = b"") -> bytes:
     """The small checkpoint's folder, with one file or none of that name in place of its own."""
-    parts = tiny().split(b"\n=== ")
+    parts = (folder or tiny()).split(b"\n=== ")
     kept = [part for part in parts if not part.startswith(name.encode() + b"\n")]
     new = [] if content is None and not kind else [f"{name}{kind}\n".encode() + (content or b"")]
     return b"\n=== ".join(kept + new)
@@ -76,12 +76,18 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
     "a pipe as a file of an index": ("index", indexed("a") + b"\n=== a fifo\n", "a cannot be read: it is no regular"),
     # MemoryError
     "an endless device as config.json": ("model", changed("config.json", kind=" -> /dev/zero"), "it is no regular"),
+    "an endless device that would be copied": (
+        "bundle",
+        changed("other.json", kind=" -> /dev/zero", folder=bundle_folders()[0]),
+        "success",
+    ),
+    "a folder that would be copied": ("bundle", changed("o.json", kind=" dir", folder=bundle_folders()[0]), "success"),
     # messages that could not be printed
     "a lone surrogate as a file of an index": ("index", indexed("\ud800"), "is not valid JSON .*surrogates"),
     "a lone surrogate as a setting of RoPE": ("config", config(rope_scaling={"\udfff": 1}), "is not valid JSON"),
     "a lone surrogate as a module": ("modules", with_modules({**NORMALIZE, "path": "\ud800"}), "is not valid JSON"),
     # OSError: File name too long
-    "a module's path that no system can have": ("modules", with_modules(NORMALIZE), "success"),
+    "a module's path that no system can have": ("modules", with_modules(NORMALIZE), "longer than"),
     "a link that no system can follow": (
         "index",
         b"\n=== model.safetensors.index.json -> " + b"x" * 300,
