@@ -56,6 +56,7 @@ def guarded(size: int) -> Iterator[None]:
     """Limits of time and memory. The alarm ends the process, as nothing less ends a call that hangs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (used + MULTIPLE * size + SLACK, hard))
     try:
@@ -114,7 +115,6 @@ class Run:
         """Run work(*arguments) in a child: 0, or the signal that ended it."""
         process = os.fork()
         if not process:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             try:
                 work(*arguments)
             except BaseException:

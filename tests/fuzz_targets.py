@@ -88,8 +88,8 @@ def unpack(data: bytes, folder: Path) -> None:
         name, _, kind = head.decode("latin-1").partition(" ")
         steps = name.split("/")
         path = folder / name
-        plain = all(re.fullmatch(r"[\w.-]{1,200}", step) and step.strip(".") for step in steps)
-        if not plain or os.path.lexists(path) or any(parent.is_symlink() for parent in path.parents):
+        plain = all(re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", step) and step.strip(".") for step in steps)
+        if not plain or len(name) > 1000 or os.path.lexists(path) or any(map(os.path.islink, path.parents)):
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def unpack(data: bytes, folder: Path) -> None:
                 os.mkfifo(path)
             elif kind == "dir":
                 path.mkdir()
-            elif re.fullmatch(r"-> ([\w.-]+|\.\.|/dev/(zero|null|full|random))", kind):
+            elif re.fullmatch(r"-> ([A-Za-z0-9_.-]+|\.\.|/dev/(zero|null|full|random))", kind):
                 path.symlink_to(kind[3:])
             else:
                 path.write_bytes(content)
