@@ -43,7 +43,7 @@ def main() -> None:
     goldens: dict[str, Any] = {
         "made_by": "tools/make_goldens.py",
         "versions": {name: version(name) for name in ("sentence-transformers", "transformers", "torch", "numpy")},
-        "weights": "nano in float32; tests/zoo.py, seed 0; each float32 vector is sentence-transformers' for one text per batch",
+        "weights": "nano; tests/zoo.py, seed 0; each float32 vector is sentence-transformers' for one text per batch",
     }
     for name, animal in ZOO.items():
         with tempfile.TemporaryDirectory() as folder:
