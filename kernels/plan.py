@@ -86,7 +86,7 @@ ACTIVATIONS = 48
 UNPACKED = 32  # bytes for each input of q4_0's codes as a tile takes them: up to two vectors of outputs
 PANEL = 64  # outputs of a product that are computed together
 BLOCK = 256  # rows of a product that are computed together
-SHARED_BYTES = 192  # what threads see of each other, see threads.py
+SHARED_BYTES = 256  # what threads see of each other, see threads.py
 
 FORMATS = ("f32", "q8_0", "q4_0")
 

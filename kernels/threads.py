@@ -1,6 +1,7 @@
 """How threads that run one function together share its work: tickets for the items of a step, a barrier after it.
 
-Both live in four int64 that all threads see, a cache line apart: arrivals, the barrier's generation, the next ticket.
+Both live in four int64 that all threads see, a cache line apart: arrivals, the barrier's generation, the next ticket,
+and how impatient waiting has become.
 """
 
 import sys
@@ -12,10 +13,13 @@ from numba import types
 from .simd import I32, atomic_add, atomic_get, atomic_set, emit_call, instruction, kernel
 from .tiles import COLUMN
 
-ARRIVED, GENERATION, TICKET = 0, 64, 128  # bytes into the shared memory
+ARRIVED, GENERATION, TICKET, IMPATIENCE = 0, 64, 128, 192  # bytes into the shared memory
 # A fifth of a millisecond to one, by the processor's idea of a pause: longer than idle cores keep each other waiting.
-# Then the core is given away, and whoever takes it, however low its priority, keeps it for milliseconds.
+# Then the thread sleeps, for whoever it waits for has no core. The next wait is half as long, down to a 32nd, and the
+# one after a wait that was short enough is twice as long again.
 SPINS = 20_000
+IMPATIENT = 5
+NAP = 50  # microseconds
 
 
 @instruction(types.void, meaning=lambda: None)
@@ -28,10 +32,11 @@ def pause(b: Any) -> None:
 
 
 @instruction(types.void, meaning=lambda: None)
-def give_up_core(b: Any) -> None:
-    """sched_yield() of the C library; Windows has none."""
+def sleep(b: Any) -> None:
+    """usleep() of the C library; Windows has none. Behind sched_yield() the core would be gone for milliseconds, while
+    who sleeps is the first to run again."""
     if sys.platform != "win32":
-        emit_call(b, "sched_yield", I32)
+        emit_call(b, "usleep", I32, ir.Constant(I32, NAP))
 
 
 @kernel
@@ -49,10 +54,15 @@ def meet(shared: int, threads: int) -> None:
         atomic_set(shared + TICKET, 0)
         atomic_set(shared + GENERATION, generation + 1)
         return
-    spins = 0
+    impatience = atomic_get(shared + IMPATIENCE)
+    spins, limit = 0, SPINS >> impatience
     while atomic_get(shared + GENERATION) == generation:
         spins += 1
-        if spins < SPINS:
+        if spins < limit:
             pause()
         else:
-            give_up_core()
+            sleep()
+    if spins >= limit:
+        atomic_set(shared + IMPATIENCE, min(impatience + 1, IMPATIENT))
+    elif impatience > 0:
+        atomic_set(shared + IMPATIENCE, impatience - 1)
