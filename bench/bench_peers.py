@@ -14,7 +14,6 @@ stderr. Compare ratios inside a shape; absolute times are the machine's.
 """
 
 import argparse
-import hashlib
 import json
 import lzma
 import os
@@ -29,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import peer_models
 import peers
 from numpy.typing import NDArray
 from peer_process import Ids, Worker, log
@@ -172,13 +172,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def work_folder(folder: Path, checkpoint: Path) -> Path:
-    """Where the models are that were converted from a checkpoint."""
-    weights = (checkpoint / "model.safetensors").stat()
-    key = hashlib.sha256(f"{checkpoint} {weights.st_size} {weights.st_mtime_ns}".encode()).hexdigest()[:8]
-    return folder / f"{checkpoint.name}-{key}"
-
-
 def chosen(patterns: list[str] | None) -> list[str]:
     """Engines by any part of their names."""
     if patterns is None:
@@ -214,7 +207,7 @@ def main() -> None:
     from peer_report import picture, report
 
     checkpoint = arguments.checkpoint.resolve()
-    work = work_folder(arguments.work, checkpoint)
+    work = peer_models.folder_for(checkpoint, arguments.work)
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # NumPy shall choose its kernels by the CPU
         os.environ.pop(name, None)
     sentences: Ids = []

@@ -119,9 +119,10 @@ def main() -> None:
         print(json.dumps(JOBS[arguments.job](arguments.file, str(checkpoint), arguments.text, arguments.threads)))
         return
 
-    from bench_peers import machine, work_folder
+    import peer_models
+    from bench_peers import machine
 
-    started = commands(checkpoint, work_folder(arguments.work, checkpoint), arguments.threads)
+    started = commands(checkpoint, peer_models.folder_for(checkpoint, arguments.work), arguments.threads)
     seconds: dict[tuple[str, str], list[float]] = {}
     peaks: dict[tuple[str, str], float] = {}
     for number in range(arguments.rounds + 1):

@@ -6,6 +6,7 @@ memory shows what its conversion needed. What the peers run is trunk, mean pooli
 sentence-transformers has them.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,13 @@ from typing import Any
 
 Maker = Callable[[Path, Path], Path]
 MASKED = -1e9  # finite: a padded row whose window holds no token would be NaN with -inf, and NaN * 0 is NaN
+
+
+def folder_for(checkpoint: Path, work: Path) -> Path:
+    """Where a checkpoint's converted models are kept: another one, or one that has changed, gets another folder."""
+    weights = (checkpoint / "model.safetensors").stat()
+    key = hashlib.sha256(f"{checkpoint} {weights.st_size} {weights.st_mtime_ns}".encode()).hexdigest()[:8]
+    return work / f"{checkpoint.name}-{key}"
 
 
 def once(make: Callable[[Path, Path, Path], None], folder: str, name: str) -> Maker:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemma_np.quantize import QUANTIZATIONS, quantized_rows
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -96,3 +98,21 @@ def test_the_report_compares_like_with_like(bench: Any) -> None:
     assert "| peer q | 25.0 | 25.0 | 2.50 |" in text
     assert "| 1 text of 16 tokens | any | ours q | 10.0 (1.0000) | peer q | 25.0 (1.0000) | 0.40 |" in text
     assert "refused: no such instruction" in text
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_formats_are_judged_by_the_values_that_the_model_has(bench: Any, small: Path, quantization: str) -> None:
+    """Every matrix but the embedding table, whose rows are compared."""
+    from gemma_np import EmbeddingGemma
+
+    values = bench("formats").our_values(small, quantization)
+    weights = EmbeddingGemma(small, quantization=quantization).weights
+    assert len(values) == 1 + 7 * len(weights.layers) + len(weights.dense)
+    for i, layer in enumerate(weights.layers):
+        for name, part in (("q_proj", "self_attn"), ("o_proj", "self_attn"), ("down_proj", "mlp")):
+            found = values[f"layers.{i}.{part}.{name}.weight"]
+            np.testing.assert_array_equal(found, getattr(layer, name).dequantize(), f"{i} {name}")
+    for name, head in weights.dense.items():
+        np.testing.assert_array_equal(values[f"{name}/linear.weight"], head.weight.dequantize())
+    expected = quantized_rows(weights.embed_tokens.rows(np.array([5, 9])), weights.embed_format)
+    np.testing.assert_array_equal(values["embed_tokens.weight"][[5, 9]], expected)
