@@ -2,6 +2,7 @@
 
     python bench/quality.py                                   the bundled model
     python bench/quality.py MODEL --other TEACHER --picture quality.png
+    python bench/quality.py MODEL --quantization q8_0 q4_0    also with quantised weights
 
 STS benchmark dev sets in five languages (Spearman's rank correlation of cosines and human scores), Banking77 (accuracy
 of the nearest class centroid), Cranfield (nDCG@10 with binary relevance; a document is its title and its text). MODEL
@@ -14,6 +15,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from gemma_np import EmbeddingGemma, output
+from gemma_np.quantize import QUANTIZATIONS
 
 Array = NDArray[Any]
 Encode = Callable[[list[str], str], Array]  # texts and a prompt's name -> float32 [n, dim]
@@ -124,15 +127,15 @@ def tasks(data: Path, encode: Encode) -> Iterable[tuple[str, Any]]:
     yield "Cranfield", Cranfield(data / "cranfield", encode)
 
 
-def ours(model: str | None) -> tuple[str, Encode, list[int]]:
-    engine = EmbeddingGemma(model)
-    known = engine.prompts
+def ours(model: str | None, quantization: str | None = None) -> tuple[str, Encode, list[int]]:
+    engine = EmbeddingGemma(model, quantization=quantization)
+    known, name = engine.prompts, f"{engine.folder.name} {quantization or ''}".strip()
 
     def encode(texts: list[str], prompt: str) -> Array:
-        print(f"{engine.folder.name}: {len(texts)} texts", file=sys.stderr)
+        print(f"{name}: {len(texts)} texts", file=sys.stderr)
         return np.asarray(engine.encode(texts, prompt_name=prompt if prompt in known else None))
 
-    return engine.folder.name, encode, matryoshka(engine.get_embedding_dimension())
+    return name, encode, matryoshka(engine.get_embedding_dimension())
 
 
 def theirs(model: str) -> tuple[str, Encode, list[int]]:
@@ -200,14 +203,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids; none: the bundled model")
     parser.add_argument("--other", action="append", default=[], metavar="MODEL", help="run by sentence-transformers")
+    parser.add_argument("--quantization", nargs="+", default=[], choices=QUANTIZATIONS, help="of MODELs' weights, too")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="with stsb/, banking77/ and cranfield/")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw quality against dimension")
     arguments = parser.parse_args()
     if not (arguments.data / "stsb").is_dir():
         parser.error(f"{arguments.data} has no folder stsb; give the folder of the evaluation data with --data DIR")
     rows = []
-    for load, model in [*((ours, m) for m in arguments.models or [None]), *((theirs, m) for m in arguments.other)]:
-        name, encode, dims = load(model)
+    loads: list[Callable[[], tuple[str, Encode, list[int]]]] = []
+    for model in arguments.models or [None]:
+        loads += [partial(ours, model, quantization) for quantization in (None, *arguments.quantization)]
+    for load in [*loads, *(partial(theirs, model) for model in arguments.other)]:
+        name, encode, dims = load()
         found = dict(tasks(arguments.data, encode))
         for dim in dims:
             for precision in PRECISIONS:

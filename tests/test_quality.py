@@ -101,6 +101,18 @@ def test_the_model_card_has_the_scores_that_the_bench_prints(bench: dict[str, An
         np.testing.assert_allclose(scores, card[key], atol=0.0021, err_msg=str(key))
 
 
+@pytest.mark.parametrize(("quantization", "most"), [("q8_0", 0.003), ("q4_0", 0.015)])
+def test_quantised_weights_cost_nano_little(
+    bench: dict[str, Any], shared: Path, quantization: str, most: float
+) -> None:
+    scores = []
+    for name in (None, quantization):
+        label, encode, dims = bench["ours"]("nano", name)
+        assert label == ("nano" if name is None else f"nano {name}")
+        scores.append(bench["Sts"](shared / "data/eval/stsb/stsb-en-dev.csv", encode).score(dims[0], "float32"))
+    assert scores[1] >= scores[0] - most, scores
+
+
 def rows(text: str) -> dict[tuple[str, str, str], list[float]]:
     """The rows of a Markdown table by model, dimension and precision."""
     found = {}
