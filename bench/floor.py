@@ -131,8 +131,9 @@ def read_loop() -> Callable[[int, int], int]:
     return njit(nogil=True)(lambda address, count: read(address, count))  # type: ignore[no-any-return]
 
 
-def together(threads: int, work: Callable[[int], object], rounds: int, clock: Callable[[], float]) -> float:
-    """Seconds by `clock` of the slowest of some threads that do work(number) at the same time; the best of `rounds`.
+def together(threads: int, work: Callable[[int], object], rounds: int) -> float:
+    """Seconds of the slowest of some threads that do work(number) at the same time; the best of `rounds`. By the time
+    that the threads had the processor: a busy neighbour does not lower a peak.
 
     Each thread stays on a core of its own (Linux): new threads may begin on one core, and end before they are moved.
     """
@@ -146,9 +147,9 @@ def together(threads: int, work: Callable[[int], object], rounds: int, clock: Ca
             if cores:
                 os.sched_setaffinity(0, {cores[number % len(cores)]})
             barrier.wait()
-            start = clock()
+            start = time.thread_time()
             work(number)
-            seconds.append(clock() - start)
+            seconds.append(time.thread_time() - start)
 
         workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
         for worker in workers:
@@ -160,12 +161,12 @@ def together(threads: int, work: Callable[[int], object], rounds: int, clock: Ca
 
 
 def register_peak(step: Instruction, threads: int, rounds: int = 10) -> float:
-    """Operations per second, by the time that the threads had the processor: a busy neighbour does not lower a peak."""
+    """Operations per second."""
     loop = register_loop(step)
     loop(1)  # compiles it
 
     def seconds(threads: int, count: int, rounds: int) -> float:
-        return together(threads, lambda number: loop(count), rounds, time.thread_time)
+        return together(threads, lambda number: loop(count), rounds)
 
     count = 1000
     while seconds(1, count, 1) < 0.03:
@@ -180,7 +181,7 @@ def bandwidth(threads: int, megabytes: int = 512, rounds: int = 10) -> float:
     start = data.ctypes.data + -data.ctypes.data % 64
     pieces = ((megabytes << 20) - 64) // 1024 // threads
     loop(start, 1)
-    seconds = together(threads, lambda number: loop(start + number * pieces * 1024, pieces), rounds, time.perf_counter)
+    seconds = together(threads, lambda number: loop(start + number * pieces * 1024, pieces), rounds)
     return threads * pieces * 1024 / seconds
 
 

@@ -34,6 +34,8 @@ EXPORTED = {
     "norm_row": "iiifii",
     "add_norm_row": "iiiif",
     "norm_rotate": "iiifiifi",
+    "norm_each": "iiiifii",
+    "rotate_each": "iiiifiifi",
     "geglu_row": "iiii",
     "tile_f32": "iiiiiiiii",
     "tile_q8_0": "iiiiiiiiiii",
@@ -58,6 +60,7 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     from numba import types
 
     exp, gelu, inverse_rms = rows.exp, rows.gelu_tanh, rows.inverse_rms
+    norm_row, norm_rotate, row_bytes = rows.norm_row, rows.norm_rotate, products.row_bytes
     tile_floats = tiles.tile_floats
     draw, meet = threads.draw, threads.meet
 
@@ -75,6 +78,18 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     def half_row(x: int, n: int, out: int) -> None:
         for i in range(n):
             set_float(out + 4 * i, get_half(x + 2 * i))
+
+    @kernel
+    def norm_each(x: int, count: int, n: int, weight: int, eps: Any, out: int, rounded: int) -> None:
+        for i in range(count):
+            norm_row(x + 4 * i * n, n, weight, eps, out + i * row_bytes(n, rounded), rounded)
+
+    @kernel
+    def rotate_each(
+        x: int, count: int, n: int, weight: int, eps: Any, cos: int, sin: int, scale: Any, out: int
+    ) -> None:
+        for i in range(count):
+            norm_rotate(x + 4 * i * n, n, weight, eps, cos, sin, scale, out + 4 * i * n)
 
     @kernel
     def inverse_rms_of(x: int, n: int, eps: Any, out: int) -> None:
@@ -186,6 +201,11 @@ class Kernels:
             self.check_guards(name)
 
         return call
+
+    def bound(self, name: str, *arguments: Any) -> Callable[[], None]:
+        """A compiled kernel with its arguments, to be called again and again, without checks."""
+        function, places = self._functions[name], [address(value) for value in arguments]
+        return lambda: function(*places)
 
     def run(self, name: str, arguments: tuple[Any, ...]) -> None:
         if not self.code:
