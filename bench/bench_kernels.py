@@ -26,7 +26,7 @@ import floor
 import test_kernels as judge
 from exported import Kernels, Record
 from gemma_np.kernels import choose, reference
-from gemma_np.kernels.plan import BLOCK, PLAN, ZEROS
+from gemma_np.kernels.plan import BLOCK, PLAN, SHARED_BYTES, UNPACKED
 
 from gemma_np.quantize import FORMATS, pack
 
@@ -96,9 +96,9 @@ def test_product(kernels: Kernels, rng: np.random.Generator, measure: Any, forma
     judge.test_product(kernels, rng, format, (rows, D, wide))
     a = judge.inputs(kernels, rows, D, format, rng)
     matrix = judge.matrix(pack(rng.standard_normal((wide, D), dtype=np.float32), format))
-    shared, out = kernels.room(24, np.int64, fill=0), kernels.room((len(a), wide))
-    ones = np.ones(judge.MAX_TILE, np.float32)
-    run = kernels.bound("product", shared, 1, a, rows, matrix, out, ones)
+    shared, out = kernels.room(SHARED_BYTES // 8, np.int64, fill=0), kernels.room((len(a), wide))
+    ones, scratch = np.ones(judge.MAX_TILE, np.float32), kernels.room(UNPACKED * D, np.uint8)
+    run = kernels.bound("product", shared, 1, a, rows, matrix, out, scratch, ones)
 
     def call() -> None:
         shared[:] = 0  # tickets
@@ -114,10 +114,10 @@ def test_geglu_product(kernels: Kernels, rng: np.random.Generator, measure: Any,
     judge.test_gelu_product(kernels, rng, format, (rows, D, F))
     a = judge.inputs(kernels, rows, D, format, rng)
     matrix = judge.matrix(pack(rng.standard_normal((2 * F, D), dtype=np.float32) * np.float32(0.05), format))
-    shared, ones = kernels.room(24, np.int64, fill=0), np.ones(judge.MAX_TILE, np.float32)
-    scratch, zero = kernels.room((BLOCK + judge.MAX_TILE, 64)), ZEROS[format]
-    out = kernels.room((rows, F // 32), reference.ROUNDED) if zero else kernels.room((rows, F))
-    run = kernels.bound("geglu_product", shared, 1, a, rows, matrix, out, zero, scratch, ones)
+    shared, ones = kernels.room(SHARED_BYTES // 8, np.int64, fill=0), np.ones(judge.MAX_TILE, np.float32)
+    scratch, rounded = kernels.room(UNPACKED * D + 4 * (BLOCK + judge.MAX_TILE) * 64, np.uint8), int(format != "f32")
+    out = kernels.room((rows, F // 32), reference.ROUNDED) if rounded else kernels.room((rows, F))
+    run = kernels.bound("geglu_product", shared, 1, a, rows, matrix, out, rounded, scratch, ones)
 
     def call() -> None:
         shared[:] = 0
@@ -141,7 +141,7 @@ def test_attention(kernels: Kernels, rng: np.random.Generator, measure: Any, T: 
     panels[: T // 32] = k.reshape(T // 32, 32, H).transpose(0, 2, 1)
     out, scratch = kernels.room((T, G * H // 32), reference.ROUNDED), kernels.room((3 + 64 + H) * (16 * G + rows - 1))
     runs = [
-        kernels.bound("attend", queries, panels, v, T, G, H, block, T, scratch, out, out.strides[0], 128)
+        kernels.bound("attend", queries, panels, v, T, G, H, block, T, scratch, out, out.strides[0], 1)
         for block in range(-(-T // 16))
     ]
 
@@ -152,13 +152,13 @@ def test_attention(kernels: Kernels, rng: np.random.Generator, measure: Any, T: 
     measure(f"attention, {T} tokens", "float32", 4 * G * H * T * T, call)
 
 
-@pytest.mark.parametrize("zero", [0, 128], ids=["float32", "int8"])
-def test_norm(kernels: Kernels, rng: np.random.Generator, measure: Any, zero: int) -> None:
+@pytest.mark.parametrize("rounded", [0, 1], ids=["float32", "int8"])
+def test_norm(kernels: Kernels, rng: np.random.Generator, measure: Any, rounded: int) -> None:
     judge.test_norm_row_and_its_rounding(kernels, rng)
     x, weight = kernels.room((256, D), fill=rng.standard_normal((256, D))), np.ones(D, np.float32)
-    out = kernels.room((256, D // 32), reference.ROUNDED) if zero else kernels.room((256, D))
-    name = "norm and rounding" if zero else "norm"
-    run = kernels.bound("norm_each", x, 256, D, weight, 1e-6, out, zero)
+    out = kernels.room((256, D // 32), reference.ROUNDED) if rounded else kernels.room((256, D))
+    name = "norm and rounding" if rounded else "norm"
+    run = kernels.bound("norm_each", x, 256, D, weight, 1e-6, out, rounded)
     measure(f"{name}, 256 x {D}", "bandwidth", x.nbytes + out.nbytes, run)
 
 
@@ -183,6 +183,6 @@ def test_pool(kernels: Kernels, rng: np.random.Generator, measure: Any) -> None:
     judge.test_pool(kernels, rng)
     T = 256
     h, pooled = kernels.room((T, D), fill=rng.standard_normal((T, D))), kernels.room((1, D))
-    shared, texts = kernels.room(24, np.int64, fill=0), np.array([[0, T, 0, 0]])
+    shared, texts = kernels.room(SHARED_BYTES // 8, np.int64, fill=0), np.array([[0, T, 0, 0]])
     plan = Record(PLAN, threads=1, shared=shared, D=D, B=1, text_table=texts, h=h, pooled=pooled)
     measure(f"mean, {T} x {D}", "bandwidth", h.nbytes, kernels.bound("pool", plan, 0))

@@ -28,7 +28,6 @@ from small_tokenizer import small_tokenizer
 
 from gemma_np import bpe
 from gemma_np.bpe import Encoder
-from gemma_np.hub import NANO_FOLDER
 from gemma_np.pieces import Pieces
 from gemma_np.tokenizer_json import from_tokenizer_json
 
@@ -263,9 +262,9 @@ def test_threads_do_not_disturb_each_other(small_pair: Pair) -> None:
     assert [found[number] for number in range(4)] == expected
 
 
-def test_nanos_own(run: Run) -> None:
-    ours = encoder(from_tokenizer_json(NANO_FOLDER / "tokenizer.json"), run)
-    theirs = tokenizers.Tokenizer.from_file(str(NANO_FOLDER / "tokenizer.json"))
+def test_nanos_own(run: Run, nano_float: Path) -> None:
+    ours = encoder(from_tokenizer_json(nano_float / "tokenizer.json"), run)
+    theirs = tokenizers.Tokenizer.from_file(str(nano_float / "tokenizer.json"))
     texts = ["task: search result | query: which planet is red?", "naïve Größe 猫 👍", "a  b\n\n\tc <eos> ▁"]
     assert [ids.tolist() for ids in ours.encode(texts)] == [e.ids for e in theirs.encode_batch(texts)]
 
