@@ -187,19 +187,25 @@ class Packed:
             copy.scales[...] = self.scales
         return copy
 
-    def rows(self, start: int, stop: int) -> Float32:  # -> [stop - start, I]
-        """Rows `start` to `stop`, both multiples of 16, as float32, exactly."""
+    def encoded(self, start: int = 0, stop: int | None = None) -> tuple[UInt8, Float16]:  # -> [n, I], [n, I/32]
+        """Codes and scales of rows `start` to `stop`, both multiples of 16, as `encode` gives them."""
+        stop = self.shape[0] if stop is None else stop
+        assert self.scales is not None
         assert start % LANES == stop % LANES == 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
-        panels = slice(start // LANES, stop // LANES)
-        shape = (stop - start, self.shape[1])
+        panels, rows, inputs = slice(start // LANES, stop // LANES), stop - start, self.shape[1]
         codes = self.codes[panels]
-        if self.scales is None:
-            return codes.transpose(0, 2, 1).copy().reshape(shape)
         if self.format == "q4_0":
             codes = np.stack([codes & 15, codes >> 4], axis=2)  # [P, I/32, 2, 4, 16, 4]
-        codes = codes.reshape(len(codes), shape[1] // 4, LANES, 4).transpose(0, 2, 1, 3).reshape(shape)
-        scales = self.scales[panels].transpose(0, 2, 1).reshape(shape[0], shape[1] // BLOCK)
-        return decode(codes, scales, self.format)
+        codes = codes.reshape(len(codes), inputs // 4, LANES, 4).transpose(0, 2, 1, 3).reshape(rows, inputs)
+        return codes, self.scales[panels].transpose(0, 2, 1).reshape(rows, inputs // BLOCK)
+
+    def rows(self, start: int, stop: int) -> Float32:  # -> [stop - start, I]
+        """Rows `start` to `stop`, both multiples of 16, as float32, exactly."""
+        if self.scales is not None:
+            return decode(*self.encoded(start, stop), self.format)
+        assert start % LANES == stop % LANES == 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
+        codes = self.codes[start // LANES : stop // LANES]
+        return codes.transpose(0, 2, 1).copy().reshape(stop - start, self.shape[1])
 
     def dequantize(self) -> Float32:  # -> [O, I]
         """All rows as float32, exactly."""
