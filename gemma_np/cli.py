@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 UNWRAPPED = argparse.RawDescriptionHelpFormatter  # on a narrow terminal too an example can be copied
 FORMATS = ("json", "jsonl", "npy", "csv", "base64")
 QUANTIZATIONS = ("q8_0", "q4_0", "mixed")
+GGUF_FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,6 +162,17 @@ def parser() -> argparse.ArgumentParser:
     dequantize.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
     dequantize.add_argument("-o", "--output", metavar="DIR", required=True, help="a new folder")
 
+    export_gguf = command(
+        commands,
+        "export-gguf",
+        run_export_gguf,
+        "a model in one GGUF file, with Dense heads and tokenizer, for llama.cpp",
+        "gemma-np export-gguf google/embeddinggemma-300m --format q8_0 -o embeddinggemma.gguf",
+    )
+    export_gguf.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
+    export_gguf.add_argument("-o", "--output", metavar="FILE", required=True, help="written when all is done")
+    export_gguf.add_argument("--format", choices=GGUF_FORMATS, help="of the matrices; default: as they are")
+
     warmup = command(
         commands,
         "warmup",
@@ -196,9 +208,19 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
         "-m",
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, a hub id, or nano (default: GEMMA_NP_MODEL, else nano, the bundled small model)",
+        help="folder of a checkpoint, a hub id, a GGUF file, or nano (default: GEMMA_NP_MODEL, else nano, the bundled "
+        "small model)",
     )
-    if name in ("quantize", "dequantize"):  # nothing is computed but a check
+    if name not in ("quantize", "dequantize"):
+        heads = added.add_mutually_exclusive_group()
+        heads.add_argument(
+            "--dense", metavar="MODEL", help="of a GGUF file without Dense heads: the checkpoint that has them"
+        )
+        heads.add_argument(
+            "--no-dense", dest="dense", action="store_false", help="the trunk's vectors, without Dense heads"
+        )
+        added.set_defaults(dense=None)
+    if name in ("quantize", "dequantize", "export-gguf"):  # nothing is computed but a check
         return added
     added.add_argument(
         "--threads", type=positive, metavar="N", help="threads that compute (default: one for each core to be had)"
@@ -221,7 +243,9 @@ def positive(text: str) -> int:
 def load(arguments: argparse.Namespace) -> "EmbeddingGemma":
     from gemma_np.embedder import EmbeddingGemma
 
-    return EmbeddingGemma(arguments.model, threads=arguments.threads, quantization=arguments.quantization)
+    return EmbeddingGemma(
+        arguments.model, threads=arguments.threads, quantization=arguments.quantization, dense=arguments.dense
+    )
 
 
 def texts_of(arguments: argparse.Namespace) -> Iterable[str]:
@@ -293,7 +317,9 @@ def run_rank(arguments: argparse.Namespace) -> None:
 def run_info(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, info
 
-    info.report(hub.locate(named_model(arguments)), arguments.quantization, arguments.threads, arguments.check)
+    path = hub.locate(named_model(arguments))
+    dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
+    info.report(path, arguments.quantization, arguments.threads, arguments.check, dense)
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
@@ -314,6 +340,23 @@ def save(arguments: argparse.Namespace, format: str) -> "Saved":
 
     source = open_source(hub.locate(named_model(arguments)))
     return saving.save(source, Path(os.path.expanduser(arguments.output)), format)
+
+
+def run_export_gguf(arguments: argparse.Namespace) -> None:
+    from gemma_np import hub, writers
+    from gemma_np.gguf_export import export
+    from gemma_np.source import open_source
+
+    path = hub.locate(named_model(arguments))
+    dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
+    source = open_source(path, dense if path.is_file() or dense else None)
+    output = Path(os.path.realpath(os.path.expanduser(arguments.output)))
+    if output.exists() and output.samefile(path):
+        raise InputError(f"{output} is the model itself; name another file")
+    with writers.replaced(output) as file:
+        export(source, file, arguments.format, heads=dense is not False)
+        nbytes = file.tell()
+    print(f"{arguments.output}: {nbytes / 1e6:.1f} MB, {arguments.format or 'types as they were'}")
 
 
 def run_warmup(arguments: argparse.Namespace) -> None:

@@ -104,7 +104,7 @@ def read_config(folder: Path) -> Config:
         raise ConfigError(f"{path}: head_dim = {H}, expected an even number (RoPE turns pairs)")
     thetas = _thetas(path, settings)
     kinds = _layer_types(path, settings, positive_int("num_hidden_layers"))
-    radius = _radius(path, positive_int("sliding_window")) if "sliding_attention" in kinds else None
+    radius = radius_of(path, positive_int("sliding_window")) if "sliding_attention" in kinds else None
     scale = 1 / math.sqrt(positive_float("query_pre_attn_scalar"))
     eps = positive_float("rms_norm_eps")
     return Config(
@@ -168,7 +168,7 @@ def _layer_types(path: Path, settings: dict[str, Any], L: int) -> list[str]:
     return kinds
 
 
-def _radius(path: Path, sliding_window: int) -> int:
+def radius_of(path: Path, sliding_window: int) -> int:
     """How far a sliding layer looks to each side, inclusive.
 
     `sliding_window` is the full width, 512, of which half lies on each side: |i - j| <= 256. When transformers loads

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,11 +24,13 @@ Texts = str | Iterable[str]
 class EmbeddingGemma(Pipeline):
     """A model, loaded and ready.
 
-    model                folder of a checkpoint, a hub id, or "nano", the small model inside the package; None: what the
-                         environment variable GEMMA_NP_MODEL names, else nano, with a line on stderr
+    model                folder of a checkpoint, a hub id, a GGUF file, or "nano", the small model inside the package;
+                         None: what the environment variable GEMMA_NP_MODEL names, else nano, with a line on stderr
     quantization         None: as the files are, float32 for a checkpoint. "q8_0": int8, "q4_0": int4, "mixed": int8 for
                          attention, int4 for the rest; rounded while the checkpoint is read, see quantize.py.
                          `save_pretrained` keeps the result, so that it need not be rounded again
+    dense                for GGUF files that have no Dense heads: the folder or hub id of a checkpoint that has them, or
+                         False, to have the trunk's vectors without them, as llama.cpp gives them
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128
     threads              how many threads compute; None: as many as the cores that this process may use
     prompts              prompts by name, beside or instead of the checkpoint's
@@ -50,6 +52,7 @@ class EmbeddingGemma(Pipeline):
         model: str | os.PathLike[str] | None = None,
         *,
         quantization: str | None = None,
+        dense: str | os.PathLike[str] | Literal[False] | None = None,
         truncate_dim: int | None = None,
         threads: int | None = None,
         prompts: Mapping[str, str] | None = None,
@@ -63,16 +66,18 @@ class EmbeddingGemma(Pipeline):
     ) -> None:
         keywords.refuse("EmbeddingGemma", other, keywords.CONSTRUCTOR)
         source = hub.default_model() if model is None else model
-        folder = hub.locate(
-            source,
-            revision=revision,
-            token=token,
-            cache_folder=cache_folder,
-            local_files_only=local_files_only,
-        )
-        super().__init__(folder, threads, quantization)
+        in_hub: dict[str, Any] = {
+            "revision": revision,
+            "token": token,
+            "cache_folder": cache_folder,
+            "local_files_only": local_files_only,
+        }
+        folder = hub.locate(source, **in_hub)
+        heads = dense if dense is None or dense is False else hub.locate(dense, **in_hub, files=hub.HEADS)
+        super().__init__(folder, threads, quantization, heads)
+        self._dense = heads
         self._source: tuple[str, dict[str, Any]] = str(self.folder), {}
-        if not os.path.isdir(os.path.expanduser(source)):
+        if not os.path.exists(os.path.expanduser(source)):
             # A folder of the hub's cache is named after its commit: a pickle's copy elsewhere shall be of the same one.
             commit = folder.name if folder.parent.name == "snapshots" else revision
             in_cache = {"revision": commit, "cache_folder": cache_folder, "local_files_only": local_files_only}
@@ -96,6 +101,7 @@ class EmbeddingGemma(Pipeline):
             **in_cache,
             "threads": self.threads,
             "quantization": self.quantization,
+            "dense": self._dense,
             "prompts": self.prompts,
             "default_prompt_name": self.default_prompt_name,
             "truncate_dim": self.truncate_dim,

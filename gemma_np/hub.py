@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_np.errors import CheckpointError, HubError, InputError
@@ -24,6 +25,15 @@ FILES = [
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
+    "[0-9]*_*/*.json",
+    "[0-9]*_*/model*.safetensors",
+]
+
+
+# Of these, what a GGUF file without Dense heads takes from a checkpoint.
+HEADS = [
+    "modules.json",
+    "config_sentence_transformers.json",
     "[0-9]*_*/*.json",
     "[0-9]*_*/model*.safetensors",
 ]
@@ -54,8 +64,10 @@ def locate(
     token: str | bool | None = None,
     cache_folder: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    files: Sequence[str] = FILES,
 ) -> Path:
-    """The folder of a model: `model` itself if it is one, else the hub's, downloaded where it is not in the cache.
+    """The folder of a model, or its GGUF file: `model` itself if it is one, else the hub's folder, downloaded where it
+    is not in the cache; of a folder in the hub only `files`.
 
     "nano" is the package's own, unless the working directory has a folder of that name. A hub id looks like
     "google/embeddinggemma-300m". With local_files_only, or HF_HUB_OFFLINE=1 in the environment, the network is never
@@ -64,9 +76,11 @@ def locate(
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # os.path: no errors for paths that cannot be
         return path
+    if os.path.isfile(path) and is_gguf(path):
+        return path
     if os.path.exists(path):
         raise CheckpointError(
-            f"{path} is a file, expected the folder of a checkpoint (with config.json in it) or a hub id"
+            f"{path} is a file, expected the folder of a checkpoint (with config.json in it), a GGUF file or a hub id"
         )
     name = os.fspath(model)
     if name == NANO:
@@ -76,7 +90,18 @@ def locate(
             f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "
             f"{FULL_MODEL}"
         )
-    return _snapshot(name, revision, token, cache_folder, local_files_only)
+    return _snapshot(name, revision, token, cache_folder, local_files_only, files)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is in llama.cpp's format, by its name or its first bytes."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def _is_hub_id(name: str) -> bool:
@@ -90,6 +115,7 @@ def _snapshot(
     token: str | bool | None,
     cache_folder: str | os.PathLike[str] | None,
     local_files_only: bool,
+    files: Sequence[str],
 ) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -104,7 +130,7 @@ def _snapshot(
             token=token,
             cache_dir=None if cache_folder is None else Path(cache_folder),
             local_files_only=local_files_only,
-            allow_patterns=FILES,
+            allow_patterns=list(files),
         )
     except Exception as error:  # the client's errors, its HTTP library's and the system's have no other base in common
         raise HubError(f"{name}: {_why(name, revision, error)}") from None

@@ -10,28 +10,40 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from gemma_np import kernels
 from gemma_np.bundle import bundle_tensors, damaged_files, is_bundle, read_manifest
 from gemma_np.checkpoint import open_checkpoint
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
+from gemma_np.gguf import TensorInfo, open_gguf
 from gemma_np.kernels.team import usable_cores
 from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
-from gemma_np.quantize import BITS, format_of
+from gemma_np.quantize import BITS
+from gemma_np.source import open_source
 from gemma_np.tokenizer import Tokenizer
-from gemma_np.weights import Stored, checkpoint_tensors
+from gemma_np.weights import Stored, checkpoint_tensors, formats_held
 
 
-def report(folder: Path, quantization: str | None = None, threads: int | None = None, check: bool = False) -> None:
+def report(
+    folder: Path,
+    quantization: str | None = None,
+    threads: int | None = None,
+    check: bool = False,
+    dense: Path | Literal[False] | None = None,
+) -> None:
     """Print all that is known of a model; then raise the reason, if it cannot be run.
 
     quantization   the formats that a float checkpoint would be loaded with
     threads        how many would compute; None: as many as the cores that this process may use
     check          compare a bundle's files with their checksums, too
+    dense          for GGUF files, see gguf_source.open_gguf_source
     """
+    if folder.is_file():
+        return report_file(folder, quantization, threads, check, dense)
     print(f"checkpoint   {folder}")
     tensors: dict[str, Stored] = {}
     try:
@@ -40,7 +52,8 @@ def report(folder: Path, quantization: str | None = None, threads: int | None = 
         config = read_config(folder) if os.path.isfile(folder / "config.json") else None
         modules = resolve_modules(folder)
         config = config if config and not modules.trunk else read_config(folder / modules.trunk)
-        print_model(folder, config, modules)
+        width, prompts = check_widths(config, modules, folder), read_defaults(folder).prompts
+        print_model(config, modules, width, read_max_seq_length(folder / modules.trunk, config), prompts)
         print_kernels(config, modules, threads)
         if is_bundle(folder):
             quantization = read_manifest(folder)[0]
@@ -49,14 +62,34 @@ def report(folder: Path, quantization: str | None = None, threads: int | None = 
         else:
             tensors = dict(open_checkpoint(folder / modules.trunk))
             print_tensors(tensors)  # before they are checked
-            dense = checkpoint_tensors(folder, config, modules).items()
-            tensors |= {name: tensor for name, tensor in dense if "/" in name}
+            named = checkpoint_tensors(folder, config, modules).items()
+            tensors |= {name: tensor for name, tensor in named if "/" in name}
             print_tensors({name: tensor for name, tensor in tensors.items() if "/" in name})
         print_memory(tensors, quantization)
         Tokenizer(folder / modules.trunk, config)
     except GemmaError:
         with suppress(GemmaError):  # the first reason counts
             print_tensors({} if tensors else dict(open_checkpoint(folder)))
+        print("can run      no")
+        raise
+    print("can run      yes")
+
+
+def report_file(
+    path: Path, quantization: str | None, threads: int | None, check: bool, dense: Path | Literal[False] | None
+) -> None:
+    """`report` for a GGUF file, whose tensors have llama.cpp's names."""
+    print(f"GGUF file    {path}")
+    try:
+        if check:
+            check_files(path)
+        print_tensors(open_gguf(path).tensors)
+        source = open_source(path, dense)
+        print_model(source.config, source.modules, source.full_dim, source.max_seq_length, source.defaults.prompts)
+        print_kernels(source.config, source.modules, threads)
+        print_memory(source.tensors, quantization if source.quantization is None else None, source.quantization)
+        source.open_tokenizer(run=None)
+    except GemmaError:
         print("can run      no")
         raise
     print("can run      yes")
@@ -71,7 +104,7 @@ def check_files(folder: Path) -> None:
     print("checksums    all files are as they were written")
 
 
-def print_model(folder: Path, config: Config, modules: Modules) -> None:
+def print_model(config: Config, modules: Modules, width: int, max_seq_length: int, prompts: Mapping[str, str]) -> None:
     layer, L = config.layers[0], len(config.layers)
     sliding = [at.radius for at in config.layers if at.radius is not None]
     heads = " -> ".join(
@@ -86,24 +119,25 @@ def print_model(folder: Path, config: Config, modules: Modules) -> None:
     )
     print(f"layers       {L} of width {config.D}, feed-forward {config.F}; {window}")
     print(f"attention    {layer.N} query heads, {layer.K} key/value heads of size {layer.H}")
-    print(f"output       {heads}: {check_widths(config, modules, folder)} dimensions")
-    print(f"texts        up to {read_max_seq_length(folder / modules.trunk, config):,} tokens of {config.V:,}")
-    prompts = read_defaults(folder).prompts
+    print(f"output       {heads}: {width} dimensions")
+    print(f"texts        up to {max_seq_length:,} tokens of {config.V:,}")
     print(f"prompts      {', '.join(known_prompts(prompts)) or 'none'}")
 
 
-def print_memory(tensors: Mapping[str, Stored], quantization: str | None) -> None:
-    """The embedding table stays in the file; matrices are held as `quantization` says, vectors as float32."""
+def print_memory(tensors: Mapping[str, Stored], quantization: str | None, stored: str | None = None) -> None:
+    """The embedding table stays in the file; matrices are held as `quantization` says, or as they are stored, vectors
+    as float32."""
+    formats = formats_held(tensors, quantization)
     layers = {name: tensor for name, tensor in tensors.items() if not name.endswith("embed_tokens.weight")}
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
     size = 0.0
     for name, tensor in layers.items():
-        bits = BITS[format_of(quantization, name)] if len(tensor.shape) == 2 else 32
+        bits = BITS[formats[name]] if len(tensor.shape) == 2 else 32
         size += math.prod(tensor.shape) * bits / 8
     print(f"parameters   {parameters:,} in {', '.join(dtypes)}")
     print(
-        f"memory       {size / 1e6:,.0f} MB of weights in {quantization or 'float32'}; "
+        f"memory       {size / 1e6:,.0f} MB of weights in {quantization or stored or 'float32'}; "
         "the embedding table stays in the file, rows are read"
     )
 
@@ -114,11 +148,11 @@ def print_kernels(config: Config, modules: Modules, threads: int | None) -> None
     print(f"threads      {threads or f'{usable_cores()}, the cores that this process may use'}")
 
 
-def print_tensors(tensors: Mapping[str, Stored]) -> None:
+def print_tensors(tensors: Mapping[str, Stored | TensorInfo]) -> None:
     """One line per kind of tensor, not per layer; a layer that differs has a line of its own."""
     kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for name, tensor in tensors.items():
-        match = re.search(r"(?<=layers\.)\d+(?=\.)", name)
+        match = re.search(r"(?:(?<=layers\.)|(?<=^blk\.))\d+(?=\.)", name)
         kind = f"{name[: match.start()]}*{name[match.end() :]}" if match else name
         kinds.setdefault((kind, tensor.dtype, tensor.shape), []).extend([int(match[0])] if match else [])
     for (kind, dtype, shape), layers in kinds.items():

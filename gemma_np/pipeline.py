@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,13 +32,20 @@ class Pipeline:
     path          of the checkpoint
     threads       how many threads compute; None: as many as the cores that this process may use
     quantization  None: as the files are; or one of quantize.QUANTIZATIONS
+    dense         for GGUF files, see gguf_source.open_gguf_source
     """
 
-    def __init__(self, path: Path, threads: int | None = None, quantization: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        quantization: str | None = None,
+        dense: Path | Literal[False] | None = None,
+    ) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads = {threads!r}, expected a positive integer")
         format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
-        self.source = source = open_source(path)
+        self.source = source = open_source(path, dense)
         self.folder, self.threads = source.path, threads
         self._blas = ThreadpoolController()
         self.config, self.modules, self.full_dim = source.config, source.modules, source.full_dim

@@ -7,6 +7,24 @@ from gemma_np.errors import InputError
 SEARCH = "task: search result | query: "  # EmbeddingGemma's query prompt
 DOCUMENT = "title: none | text: "
 
+# EmbeddingGemma's own, for files that have no room for prompts.
+PUBLISHED = {
+    "query": SEARCH,
+    "document": DOCUMENT,
+    "BitextMining": SEARCH,
+    "Clustering": "task: clustering | query: ",
+    "Classification": "task: classification | query: ",
+    "InstructionRetrieval": "task: code retrieval | query: ",
+    "MultilabelClassification": "task: classification | query: ",
+    "PairClassification": "task: sentence similarity | query: ",
+    "Reranking": SEARCH,
+    "Retrieval": SEARCH,
+    "Retrieval-query": SEARCH,
+    "Retrieval-document": DOCUMENT,
+    "STS": "task: sentence similarity | query: ",
+    "Summarization": "task: summarization | query: ",
+}
+
 # Friendly name -> the checkpoint's name for the same task.
 FRIENDLY = {
     "retrieval_query": "query",

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from gemma_np.bundle import bundle_tensors, is_bundle, read_manifest
 from gemma_np.config import Config, read_config
-from gemma_np.errors import CheckpointError
+from gemma_np.errors import CheckpointError, InputError
 from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.tokenizer import Tokenizer
 from gemma_np.weights import Stored, checkpoint_tensors
@@ -18,7 +19,7 @@ from gemma_np.weights import Stored, checkpoint_tensors
 class Source:
     """What a model is loaded from.
 
-    path            the folder
+    path            the folder or file
     full_dim        the size of its vectors
     defaults        prompts and the like
     max_seq_length  the longest text in tokens, BOS and EOS included
@@ -38,8 +39,17 @@ class Source:
     open_tokenizer: Callable[..., Tokenizer]
 
 
-def open_source(path: Path) -> Source:
-    """Open a checkpoint's folder, or a bundle. Raises CheckpointError, ConfigError and WeightsError."""
+def open_source(path: Path, dense: Path | Literal[False] | None = None) -> Source:
+    """Open a checkpoint's folder, a bundle or a GGUF file. Raises CheckpointError, ConfigError and WeightsError.
+
+    dense   for GGUF files, see gguf_source.open_gguf_source
+    """
+    if os.path.isfile(path):
+        from gemma_np.gguf_source import open_gguf_source
+
+        return open_gguf_source(path, dense)
+    if dense is not None:
+        raise InputError(f"dense is for GGUF files; {path} is a folder, whose modules.json says what its heads are")
     if not os.path.isfile(path / "config.json") and not os.path.isfile(path / "modules.json"):
         raise CheckpointError(f"{path} has no config.json; expected the folder of a checkpoint")
     root = read_config(path) if os.path.isfile(path / "config.json") else None  # first: it says what model this is

@@ -131,6 +131,12 @@ def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[s
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
     check_floats(tensors, trunk_shapes(config))
     found = {name: tensors[name] for name in trunk_shapes(config)}  # others may have any name and shape
+    return found | dense_tensors(folder, modules)
+
+
+def dense_tensors(folder: Path, modules: Modules) -> dict[str, Tensor]:
+    """The Dense modules' tensors of a checkpoint, checked."""
+    found: dict[str, Tensor] = {}
     for head in modules.heads:
         if isinstance(head, Dense):
             parts = open_safetensors(folder / head.name / "model.safetensors")

@@ -1,0 +1,233 @@
+"""An EmbeddingGemma in one GGUF file, opened: llama.cpp's names and keys to ours.
+
+What a file leaves out is as llama.cpp reads it. Source: llama.cpp, src/models/gemma-embedding.cpp and llama-model.cpp
+(keys and their defaults), conversion/gemma.py (what is written).
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gemma_np.bundle import is_bundle
+from gemma_np.checkpoint import Tensor
+from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
+from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
+from gemma_np.gguf import GGUF, open_gguf
+from gemma_np.gguf_tensors import RoundedTensor, stored
+from gemma_np.gguf_tokenizer import open_tokenizer
+from gemma_np.hub import FULL_MODEL
+from gemma_np.modules import Defaults, Dense, Modules, Normalize, check_widths, read_defaults, resolve_modules
+from gemma_np.prompts import PUBLISHED
+from gemma_np.source import Source, open_source
+from gemma_np.weights import Stored, dense_tensors, formats_held, layer_tensors
+
+log = logging.getLogger("gemma_np")
+
+ARCHITECTURE = "gemma-embedding"
+# LayerWeights' fields in a GGUF file: q_proj of layer 0 is `blk.0.attn_q.weight`.
+FIELDS = {
+    "input_layernorm": "attn_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "o_proj": "attn_output",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+HEADS = {"2_Dense": "dense_2", "3_Dense": "dense_3"}
+PATTERN = 6  # every sixth layer sees all tokens
+MEAN = 1  # of llama.cpp's ways to pool
+TRUNK_ALONE = Modules("", "1_Pooling", True, (Normalize("4_Normalize"),))
+
+
+def gguf_config(file: GGUF) -> Config:
+    """The trunk's settings. ConfigError names what is missing or not served."""
+    path, metadata = file.source.path, file.metadata
+    if (found := metadata.get("general.architecture")) != ARCHITECTURE:
+        raise ConfigError(
+            f"{path}: general.architecture = {found!r}; gemma_np runs EmbeddingGemma and models of its architecture, "
+            f"in GGUF files {ARCHITECTURE!r}"
+        )
+
+    def setting(key: str, default: Any = None) -> Any:
+        """A setting; one value for each layer, where all are equal, is one value."""
+        value = metadata.get(f"{ARCHITECTURE}.{key}", default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
+        if value is None:
+            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} is missing; convert the model again")
+        return value
+
+    def positive_int(key: str, default: Any = None) -> int:
+        value = setting(key, default)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} = {value!r}, expected a positive integer")
+        return value
+
+    def positive_float(key: str, default: Any = None) -> float:
+        value = setting(key, default)
+        if type(value) not in (int, float) or not 0 < value < 1e30:
+            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} = {value!r}, expected a positive number")
+        return float(str(np.float32(value)))  # 1e-6 is stored as 9.999999974752427e-07
+
+    D, L, N = positive_int("embedding_length"), positive_int("block_count"), positive_int("attention.head_count")
+    K, H = positive_int("attention.head_count_kv", N), positive_int("attention.key_length", D // N)
+    if L > MAX_LAYERS:
+        raise ConfigError(f"{path}: {ARCHITECTURE}.block_count = {L}, expected at most {MAX_LAYERS}")
+    if N % K or H % 2:
+        raise ConfigError(
+            f"{path}: {N} query heads, {K} key/value heads of size {H}; expected a multiple, and an even size"
+        )
+    served: dict[str, tuple[Any, ...]] = {
+        "attention.value_length": (H,),
+        "rope.dimension_count": (H,),
+        "attention.causal": (False,),
+        "pooling_type": (MEAN,),
+        "rope.scaling.type": ("none", "linear"),
+        "rope.scaling.factor": (0.0, 1.0),
+        "rope.scale_linear": (0.0, 1.0),
+        "attention.key_length_swa": (H,),
+        "attention.value_length_swa": (H,),
+        "rope.dimension_count_swa": (H,),
+    }
+    for key, values in served.items():
+        if (value := setting(key, values[0])) not in values:
+            raise ConfigError(
+                f"{path}: {ARCHITECTURE}.{key} = {value!r} would change the result and is not served; expected "
+                f"{values[0]!r}"
+            )
+    radius = radius_of(path, positive_int("attention.sliding_window"))
+    slides = sliding_layers(path, metadata.get(f"{ARCHITECTURE}.attention.sliding_window_pattern", PATTERN), L)
+    theta, local_theta = positive_float("rope.freq_base", 1e4), positive_float("rope.freq_base_swa", 1e4)
+    scale, eps = 1 / math.sqrt(H), positive_float("attention.layer_norm_rms_epsilon")
+    table = file.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise WeightsError(f"{path}: token_embd.weight, the embedding table, is missing or no matrix")
+    return Config(
+        V=table.shape[0],
+        D=D,
+        F=positive_int("feed_forward_length"),
+        max_positions=positive_int("context_length"),
+        layers=tuple(
+            Layer(radius if slide else None, local_theta if slide else theta, N, K, H, scale, eps) for slide in slides
+        ),
+    )
+
+
+def sliding_layers(path: Path, pattern: Any, L: int) -> list[bool]:
+    """Which layers have the window: one entry each, or of so many layers all but the last; 0: all."""
+    if isinstance(pattern, np.ndarray) and pattern.dtype.kind in "biu" and len(pattern) == L:
+        return [bool(slides) for slides in pattern]
+    if type(pattern) is not int or pattern < 0:
+        raise ConfigError(
+            f"{path}: {ARCHITECTURE}.attention.sliding_window_pattern is neither a number nor {L} truth values"
+        )
+    return [not pattern or (i + 1) % pattern != 0 for i in range(L)]
+
+
+def gguf_heads(file: GGUF) -> Modules | None:
+    """The Dense heads in the file, None if there are none."""
+    heads: list[Dense | Normalize] = []
+    for name, prefix in HEADS.items():
+        if info := file.tensors.get(f"{prefix}.weight"):
+            if len(info.shape) != 2:
+                raise WeightsError(f"{file.source.path}: {info.name} has shape {info.shape}, expected a matrix")
+            heads.append(Dense(name, info.shape[1], info.shape[0], has_bias=False, activation="Identity"))
+    return Modules("", "1_Pooling", True, (*heads, *TRUNK_ALONE.heads)) if heads else None
+
+
+def gguf_tensors(file: GGUF, config: Config, modules: Modules) -> dict[str, Stored]:
+    """The file's tensors by the checkpoint's names, checked. WeightsError for what is missing or misshapen."""
+    path = file.source.path
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "embed_tokens.weight": ("token_embd.weight", (config.V, config.D)),
+        "norm.weight": ("output_norm.weight", (config.D,)),
+    }
+    for i in range(len(config.layers)):
+        for field, (name, shape) in layer_tensors(config, i).items():
+            wanted[name] = f"blk.{i}.{FIELDS[field]}.weight", shape
+    for head in modules.heads:
+        if isinstance(head, Dense):
+            wanted[f"{head.name}/linear.weight"] = f"{HEADS[head.name]}.weight", (head.outputs, head.inputs)
+    found: dict[str, Stored] = {}
+    for name, (stored_name, shape) in wanted.items():
+        info = file.tensors.get(stored_name)
+        if info is None or info.shape != shape:
+            what = "is missing" if info is None else f"has shape {info.shape}"
+            raise WeightsError(
+                f"{path}: {stored_name} {what}, expected {shape} from the file's settings. `gemma-np info {path}` "
+                "lists the tensors"
+            )
+        found[name] = stored(info, name, file.source)
+    used = {stored_name for stored_name, _ in wanted.values()}
+    if unknown := sorted(file.tensors.keys() - used - {f"{prefix}.weight" for prefix in HEADS.values()}):
+        log.warning("%s: %d tensors are not used: %s", path, len(unknown), ", ".join(unknown[:5]))
+    return found
+
+
+def borrowed(folder: Path, modules: Modules) -> dict[str, Stored]:
+    """The Dense modules' tensors of a checkpoint, or of a quantised folder."""
+    if not is_bundle(folder):
+        return dict(dense_tensors(folder, modules))
+    return {name: tensor for name, tensor in open_source(folder).tensors.items() if "/" in name}
+
+
+def rounded_to(tensors: Mapping[str, Stored]) -> str | None:
+    """What the layers' matrices are held in, one of quantize.QUANTIZATIONS; None: float32."""
+    held = {format for name, format in formats_held(tensors, None).items() if name != "embed_tokens.weight"}
+    if held == {"f32"}:
+        return None
+    return held.pop() if len(held) == 1 else "mixed"
+
+
+def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None) -> Source:
+    """Open a GGUF file.
+
+    dense   None: the Dense heads of the file. A checkpoint's folder: its heads instead, for files that have none, and
+            its prompts with them. False: no Dense heads, the trunk's mean at length 1, as llama.cpp gives it
+
+    Raises CheckpointError, ConfigError and WeightsError.
+    """
+    file = open_gguf(path)
+    config, own = gguf_config(file), gguf_heads(file)
+    if dense is None and own is None:
+        raise CheckpointError(
+            f"{path} has no Dense heads (dense_2.weight, dense_3.weight), without which the vectors are not "
+            "EmbeddingGemma's; most files were converted so. Take the heads from the checkpoint: --dense "
+            f"{FULL_MODEL} (or its folder; in Python dense=...), or ask for the trunk's own vectors with --no-dense "
+            "(dense=False)"
+        )
+    if dense and own:
+        raise InputError(f"{path} has Dense heads of its own; leave dense out")
+    modules = resolve_modules(dense) if dense else TRUNK_ALONE if dense is False or own is None else own
+    width = check_widths(config, modules, dense or path)
+    tensors = gguf_tensors(file, config, Modules("", modules.pooling, True, ()) if dense else modules)
+    if dense:
+        tensors |= borrowed(dense, modules)
+    quantization = rounded_to({name: tensor for name, tensor in tensors.items() if "/" not in name})
+    if quantization is not None:
+        for name, tensor in tensors.items():
+            if "/" in name and len(tensor.shape) == 2 and isinstance(tensor, Tensor):
+                tensors[name] = RoundedTensor(name, tensor.dtype, tensor.shape, tensor.source, tensor.offset)
+    return Source(
+        path.absolute(),
+        config,
+        modules,
+        width,
+        read_defaults(dense) if dense else Defaults(PUBLISHED, None, "cosine", None),
+        config.max_positions,
+        tensors,
+        rounded_to(tensors),
+        partial(open_tokenizer, file, config),
+    )

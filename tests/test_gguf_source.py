@@ -1,0 +1,320 @@
+"""A GGUF file is the model that it was made from: settings, weights, token ids and vectors, bit for bit."""
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sentences import sentences
+
+from gemma_np import EmbeddingGemma
+from gemma_np.arrays import Float32
+from gemma_np.blocks import BlockTensor, PackedTensor
+from gemma_np.checkpoint import MappedFile, map_file
+from gemma_np.config import Layer
+from gemma_np.errors import CheckpointError, ConfigError, GemmaError, InputError, WeightsError
+from gemma_np.gguf import GGUF, open_gguf
+from gemma_np.gguf_export import export
+from gemma_np.gguf_source import TRUNK_ALONE, gguf_config, gguf_tensors, open_gguf_source
+from gemma_np.gguf_tensors import NormTensor, Q6KTensor, decode_q6_k
+from gemma_np.gguf_tokenizer import gguf_pieces
+from gemma_np.source import open_source
+
+TEXTS = sentences()
+KEY = "gemma-embedding"
+
+
+def exported(folder: Path, path: Path, format: str | None = None, heads: bool = True) -> Path:
+    with path.open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the small tokenizer: its pieces merge in one way only
+        export(open_source(folder), file, format, heads)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`small` in every format, and in float32 without its heads."""
+    folder = tmp_path_factory.mktemp("gguf")
+    made = {format: exported(small, folder / f"{format}.gguf", format) for format in ("f32", "f16", "q8_0", "q4_0")}
+    return made | {"headless": exported(small, folder / "headless.gguf", heads=False)}
+
+
+@pytest.fixture
+def file(files: dict[str, Path]) -> GGUF:
+    return open_gguf(files["f32"])
+
+
+def test_settings_are_those_of_the_checkpoint(small: Path, files: dict[str, Path]) -> None:
+    ours, theirs = open_source(files["f32"]), open_source(small)
+    assert replace(ours.config, bos=frozenset(), eos=frozenset()) == replace(
+        theirs.config, bos=frozenset(), eos=frozenset()
+    )
+    assert (ours.modules, ours.full_dim) == (theirs.modules, theirs.full_dim)
+    assert ours.max_seq_length == theirs.max_seq_length
+    assert ours.quantization is None
+
+
+def test_float32_tensors_are_those_of_the_checkpoint(small: Path, files: dict[str, Path]) -> None:
+    ours, theirs = open_source(files["f32"]).tensors, open_source(small).tensors
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        one = np.float32(name.endswith("norm.weight"))
+        np.testing.assert_array_equal(one + ours[name].float32(), one + tensor.float32(), err_msg=name)
+
+
+@pytest.mark.parametrize("format", ["f32", "q8_0", "q4_0"])
+def test_vectors_are_those_of_the_checkpoint_bit_for_bit(format: str, small: Path, files: dict[str, Path]) -> None:
+    quantization = None if format == "f32" else format
+    ours, theirs = EmbeddingGemma(files[format]), EmbeddingGemma(small, quantization=quantization)
+    assert ours.quantization == quantization
+    ids, _ = theirs.prepare(TEXTS)
+    np.testing.assert_array_equal(ours.embed_ids(ids), theirs.embed_ids(ids))
+
+
+def test_blocks_are_held_as_they_are_stored(files: dict[str, Path]) -> None:
+    for format in ("q8_0", "q4_0"):
+        source = open_source(files[format])
+        down = EmbeddingGemma(files[format]).weights.layers[1].down_proj
+        stored = source.tensors["layers.1.mlp.down_proj.weight"]
+        assert isinstance(stored, BlockTensor)
+        assert not isinstance(down, np.ndarray)
+        for ours, theirs in zip(down.encoded(), stored.encoded(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_only_the_rows_of_the_table_that_are_needed_are_read(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = MappedFile.read
+
+    def watched(self: MappedFile, offset: int, length: int) -> bytes:
+        read.append(length)
+        return original(self, offset, length)
+
+    monkeypatch.setattr(MappedFile, "read", watched)
+    for format in ("f32", "q8_0", "q4_0"):
+        table = open_source(files[format]).tensors["embed_tokens.weight"]
+        read.clear()
+        assert not isinstance(table, PackedTensor)
+        table.rows(np.array([7, 3, 7]))
+        assert sum(read) == 2 * table.nbytes // table.shape[0]
+
+
+@given(arrays(np.float32, 64, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_a_norm_of_one_plus_w_comes_back_as_it_was(w: Float32) -> None:
+    one = np.float32(1)
+    stored = w + one
+    np.testing.assert_array_equal(one + (stored - one), stored)
+
+
+def test_finer_norms_change_by_half_a_unit_of_w_at_most(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).uniform(-2, 0.5, 4096).astype(np.float32) ** 3
+    (tmp_path / "norm").write_bytes(stored.tobytes())
+    w = NormTensor("norm", "F32", (4096,), map_file(tmp_path / "norm"), 0).float32()
+    assert (np.abs(np.float64(np.float32(1) + w) - stored) <= 2**-24 * np.abs(w)).all()
+
+
+def by_the_book(block: bytes) -> list[float]:
+    """Q6_K, value by value, as ggml-quants.c has it."""
+    low, high, scales = block[:128], block[128:192], np.frombuffer(block[192:208], np.int8)
+    d = np.frombuffer(block[208:], "<f2")[0].astype(np.float32)
+    y = [np.float32(0)] * 256
+    for half in range(2):
+        for i in range(32):
+            q, h, s = low[64 * half :], high[32 * half + i], scales[8 * half + i // 16 :]
+            for row, low_bits in enumerate((q[i] & 15, q[i + 32] & 15, q[i] >> 4, q[i + 32] >> 4)):
+                code = np.float32((low_bits | (h >> 2 * row & 3) << 4) - 32)
+                y[128 * half + 32 * row + i] = d * np.float32(s[2 * row]) * code
+    return y
+
+
+def q6_k_blocks(n: int) -> Any:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (n, 210), dtype=np.uint8)
+    blocks[:, 208:] = rng.uniform(-2, 2, (n, 1)).astype("<f2").view(np.uint8)
+    return blocks
+
+
+def test_q6_k_is_read_value_by_value(tmp_path: Path) -> None:
+    blocks = q6_k_blocks(6)
+    expected = np.reshape([by_the_book(block.tobytes()) for block in blocks], (3, 512))
+    np.testing.assert_array_equal(decode_q6_k(blocks).reshape(3, 512), expected)
+    (tmp_path / "table").write_bytes(b"before" + blocks.tobytes())
+    table = Q6KTensor("embed_tokens.weight", "Q6_K", (3, 512), map_file(tmp_path / "table"), 6)
+    np.testing.assert_array_equal(table.rows(np.array([2, 0, 2])), expected[[2, 0, 2]])
+    np.testing.assert_array_equal(table.float32(), expected)
+
+
+@pytest.mark.parity
+def test_q6_k_is_gguf_s() -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra `parity`")
+    blocks = q6_k_blocks(200)
+    np.testing.assert_array_equal(decode_q6_k(blocks), gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K))
+
+
+def test_a_file_without_heads_is_refused_with_what_to_do(files: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"no Dense heads.*--dense.*--no-dense \(dense=False\)"):
+        EmbeddingGemma(files["headless"])
+
+
+def test_heads_may_come_from_the_checkpoint(small: Path, files: dict[str, Path]) -> None:
+    model = EmbeddingGemma(files["headless"], dense=small)
+    whole = EmbeddingGemma(small)
+    np.testing.assert_array_equal(model.encode(TEXTS[:5]), whole.encode(TEXTS[:5]))
+    assert model.prompts == whole.prompts
+    with pytest.raises(InputError, match="has Dense heads of its own"):
+        EmbeddingGemma(files["f32"], dense=small)
+    with pytest.raises(InputError, match="dense is for GGUF files"):
+        EmbeddingGemma(small, dense=False)
+
+
+def test_float_heads_of_a_rounded_trunk_are_rounded_to_q8_0(
+    small: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    headless = exported(small, tmp_path / "headless.gguf", "q8_0", heads=False)
+    model = EmbeddingGemma(headless, dense=small)
+    np.testing.assert_array_equal(model.encode(TEXTS[:5]), EmbeddingGemma(files["q8_0"]).encode(TEXTS[:5]))
+
+
+def test_without_heads_the_mean_has_length_1(small: Path, files: dict[str, Path]) -> None:
+    model, whole = EmbeddingGemma(files["headless"], dense=False), EmbeddingGemma(small)
+    vector, tokens = model.encode("a text"), whole.encode("a text", output_value="token_embeddings")
+    mean = tokens.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-6)  # 64 sums of some float32 each
+    np.testing.assert_array_equal(EmbeddingGemma(files["f32"], dense=False).encode("a text"), vector)
+
+
+def test_a_pickle_opens_the_file_again(small: Path, files: dict[str, Path]) -> None:
+    import pickle
+
+    model = EmbeddingGemma(files["headless"], dense=small, truncate_dim=16)
+    copy = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copy.encode("a text"), model.encode("a text"))
+
+
+def changed(file: GGUF, **settings: Any) -> GGUF:
+    """A file with other metadata; None takes an entry out. Two underscores are a dot."""
+    named = {f"{KEY}.{key.replace('__', '.')}": value for key, value in settings.items()}
+    metadata = {key: value for key, value in {**file.metadata, **named}.items() if value is not None}
+    return replace(file, metadata=metadata)
+
+
+def layers(file: GGUF, **settings: Any) -> tuple[Layer, ...]:
+    return gguf_config(changed(file, **settings)).layers
+
+
+def test_what_a_file_leaves_out_is_as_llama_cpp_reads_it(file: GGUF) -> None:
+    plain = gguf_config(file).layers
+    assert layers(file, rope__freq_base_swa=None) == plain  # 10,000
+    assert layers(file, attention__sliding_window_pattern=None) == plain  # every sixth layer
+    assert {layer.theta for layer in layers(file, rope__freq_base=None)} == {1e4}
+    assert layers(file, attention__head_count=np.array([2] * 6, np.int32)) == plain
+    assert layers(file, pooling_type=None, attention__causal=False, rope__scaling__factor=1.0) == plain
+    assert layers(file, attention__head_count_kv=None)[0].K == 2
+    assert layers(file, attention__key_length=None)[0].H == 32
+
+
+def test_windows_and_patterns_are_read(file: GGUF) -> None:
+    def radii(**settings: Any) -> list[int | None]:
+        return [layer.radius for layer in layers(file, **settings)]
+
+    assert radii(attention__sliding_window=512) == [256] * 5 + [None]
+    assert radii(attention__sliding_window=257) == [256] * 5 + [None]  # an exclusive bound, see config.py
+    assert radii(attention__sliding_window_pattern=2) == [16, None] * 3
+    assert radii(attention__sliding_window_pattern=0) == [16] * 6
+    assert radii(attention__sliding_window_pattern=np.array([True, False, False] * 2)) == [16, None, None] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_count": None}, r"block_count is missing"),
+        ({"block_count": 0}, r"block_count = 0, expected a positive integer"),
+        ({"block_count": 10**6}, "expected at most 10000"),
+        ({"embedding_length": "64"}, "embedding_length = '64'"),
+        ({"attention__layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon is missing"),
+        ({"attention__layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon = nan"),
+        ({"attention__sliding_window": None}, "sliding_window is missing"),
+        ({"attention__sliding_window_pattern": np.array([True])}, "neither a number nor 6 truth values"),
+        ({"attention__head_count_kv": 3}, "expected a multiple"),
+        ({"attention__value_length": 16}, "value_length = 16 would change the result"),
+        ({"attention__causal": True}, "causal = True would change the result"),
+        ({"pooling_type": 2}, "pooling_type = 2 would change the result"),
+        ({"rope__dimension_count": 16}, "dimension_count = 16"),
+        ({"rope__scaling__type": "yarn"}, "'yarn'"),
+        ({"rope__scaling__factor": 8.0}, "factor = 8.0"),
+    ],
+)
+def test_settings_that_are_not_served_are_refused_by_name(settings: Any, message: str, file: GGUF) -> None:
+    with pytest.raises(ConfigError, match=message):
+        gguf_config(changed(file, **settings))
+
+
+def test_another_architecture_is_refused(file: GGUF) -> None:
+    with pytest.raises(ConfigError, match=r"general\.architecture = 'llama'; gemma_np runs EmbeddingGemma"):
+        gguf_config(replace(file, metadata={**file.metadata, "general.architecture": "llama"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "none", "tokenizer.ggml.model = 'none'"),
+        ("model", "gpt2", "tokenizer.ggml.model = 'gpt2'"),
+        ("add_space_prefix", None, "add_space_prefix is true"),
+        ("tokens", None, "tokenizer.ggml.tokens is None"),
+        ("scores", np.zeros(3, np.float32), "1024 pieces, 3 scores"),
+        ("bos_token_id", None, "bos_token_id is None"),
+        ("bos_token_id", 2**31, "bos or eos is none of the 1024 pieces"),
+    ],
+)
+def test_tokenizers_of_another_kind_are_refused(key: str, value: Any, message: str, file: GGUF) -> None:
+    metadata = {**file.metadata, f"tokenizer.ggml.{key}": value}
+    if value is None:
+        del metadata[f"tokenizer.ggml.{key}"]
+    with pytest.raises(CheckpointError, match=message):
+        gguf_pieces(replace(file, metadata=metadata), gguf_config(file))
+
+
+def test_missing_and_misshapen_tensors_are_named(files: dict[str, Path], tmp_path: Path) -> None:
+    for found, other, message in (
+        (b"blk.5.ffn_up.weight", b"blk.5.ffn_xx.weight", r"blk\.5\.ffn_up\.weight is missing, expected \(96, 64\)"),
+        (b"output_norm.weight", b"output_xxxx.weight", r"output_norm\.weight is missing"),
+    ):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(files["f32"].read_bytes().replace(found, other))
+        with pytest.raises(WeightsError, match=message):
+            open_gguf_source(path)
+    file = open_gguf(files["f32"])
+    wider = replace(gguf_config(file), F=97)
+    with pytest.raises(WeightsError, match=r"has shape \(96, 64\), expected \(97, 64\)"):
+        gguf_tensors(file, wider, TRUNK_ALONE)
+
+
+def test_a_type_that_is_not_served_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    name = b"blk.0.attn_q.weight"
+    content = bytearray(files["f32"].read_bytes())
+    place = content.index(name) + len(name) + 4 + 16
+    content[place] = 26  # I32, of the same size
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"blk\.0\.attn_q\.weight has the type I32; served are F32, F16, BF16"):
+        EmbeddingGemma(tmp_path / "model.gguf")
+
+
+def test_half_a_file_is_an_error_of_ours(files: dict[str, Path], tmp_path: Path) -> None:
+    content = files["q8_0"].read_bytes()
+    for size in np.linspace(0, len(content) - 1, 25).astype(int):
+        (tmp_path / "model.gguf").write_bytes(content[:size])
+        with pytest.raises(GemmaError, match=r"model\.gguf"):
+            EmbeddingGemma(tmp_path / "model.gguf")
+
+
+def test_a_file_is_known_by_its_first_bytes_too(files: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(files["f32"], tmp_path / "sha256-0123")
+    assert EmbeddingGemma(tmp_path / "sha256-0123").full_dim == 64
