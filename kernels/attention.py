@@ -24,7 +24,6 @@ from .simd import (
 )
 from .tiles import FLOAT_ROWS, FLOAT_VECTORS, tile_floats
 
-POSITIONS = 16  # of queries in a block
 KEYS = 64  # in a step
 KEY_PANEL = 32  # keys are stored as [keys / 32][H][32]: the H vectors of 32 keys fill half of the first cache
 FAR = np.float32(-1e30)
@@ -67,7 +66,8 @@ def attend(
     T: int,
     G: int,
     H: int,
-    block: int,
+    start: int,
+    stop: int,
     radius: int,
     scratch: int,
     out: int,
@@ -79,13 +79,11 @@ def attend(
     q        float32 [T, G, H] of the text, scaled and rotated
     keys     float32 [2 ceil(T / 64), H, 32], rotated; what lies behind key T is not used
     values   float32 [T, H]
-    block    positions from 16 * block on
+    start    of the block's positions, `stop` behind the last: at most 16
     radius   largest distance between a query and a key; T or more: no limit
     scratch  float32 [3 * rows + rows * KEYS + rows * H], rows = 16 G and up to a tile's more
     out      the row of position 0 and of this head's first column, for put_row; `ldo` bytes to the next position
     """
-    start = block * POSITIONS
-    stop = min(T, start + POSITIONS)
     rows = ((stop - start) * G + FLOAT_ROWS - 1) // FLOAT_ROWS * FLOAT_ROWS
     maximum, total, factor = scratch, scratch + 4 * rows, scratch + 8 * rows
     scores = scratch + 12 * rows

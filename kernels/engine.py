@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import ACTIVATIONS, BLOCK, FORMATS, LAYER, MATRIX, PANEL, PLAN, SHARED_BYTES, STEPS, UNPACKED
+from .plan import ACTIVATIONS, BLOCK, FORMATS, LAYER, MATRIX, PANEL, PLAN, POSITIONS, SHARED_BYTES, STEPS, UNPACKED
 from .team import TEAM
 
 Float32 = NDArray[np.float32]
@@ -115,7 +115,7 @@ class Engine:
         row = (lambda n: n // 32 * ACTIVATIONS) if quantized else (lambda n: 4 * n)
         slots = max_tokens + 63 * MAX_TEXTS
         self._slots = slots
-        attention = max((3 + 64 + at.H) * (16 * at.N // at.K + PADDING) for at in layers)
+        attention = max((3 + 64 + at.H) * (POSITIONS * at.N // at.K + PADDING) for at in layers)
         deepest = max(inputs, widest, *(at.down.shape[1] for at in layers))
         scratch = -(-max(UNPACKED * deepest + 4 * (BLOCK + PADDING) * PANEL, 4 * attention) // 4096) * 4096
         self._x = self._room(rows * D, np.float32).reshape(rows, D)
@@ -233,11 +233,16 @@ class Pass:
         self.texts = np.ascontiguousarray(np.stack([starts, tokens, slots, np.minimum(skips, tokens)], axis=1))
         position = np.arange(len(embeddings)) - np.repeat(starts, tokens)
         self.tokens = np.ascontiguousarray(np.stack([position, position + np.repeat(slots, tokens)], axis=1))
-        text = np.repeat(np.arange(len(tokens)), -(-tokens // 16))
-        block = np.arange(len(text)) - np.repeat(np.searchsorted(text, np.arange(len(tokens))), -(-tokens // 16))
         K = int(engine._kept[0][0].K)
+        # Where there are fewer blocks of queries than threads, they are halved.
+        size = POSITIONS if K * (-(-tokens // POSITIONS)).sum() >= engine.threads else POSITIONS // 2
+        blocks = -(-tokens // size)
+        text = np.repeat(np.arange(len(tokens)), blocks)
+        first = (np.arange(len(text)) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * size
+        stop = np.minimum(first + size, tokens[text])
+        head = np.repeat(np.arange(K), len(text))
         self.blocks = np.ascontiguousarray(
-            np.stack([np.tile(text, K), np.repeat(np.arange(K), len(text)), np.tile(block, K)], axis=1)
+            np.stack([np.tile(text, K), head, np.tile(first, K), np.tile(stop, K)], axis=1)
         )
         self.slots = int(room.sum())
         self._hidden = hidden

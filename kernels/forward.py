@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .attention import attend
-from .plan import LAYER, MATRIX, PLAN
+from .plan import LAYER, MATRIX, PLAN, POSITIONS
 from .products import geglu_product, matrix_field, product, row_bytes
 from .rows import add_norm_row, norm_rotate, norm_row, put_row
 from .simd import get_float, get_int, kernel, load, record, set_float, splat, store, zeros
@@ -104,17 +104,19 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
     meet(shared, threads)
     if stop and stop_step == 1:
         return
-    for t in mine:
-        rotate_token(plan, layer, t, scratch)
+    item = draw(shared, 1)
+    while item < plan_field(plan, "blocks"):
+        rotate_block(plan, layer, item, scratch)
+        item = draw(shared, 1)
     meet(shared, threads)
     if stop and stop_step == 2:
         return
     o_proj = layer_field(layer, "o")
     rounded = matrix_field(o_proj, "rounded")
     row, part = row_bytes(K * G * H, rounded), row_bytes(G * H, rounded)
-    block = draw(shared, 1)
-    while block < plan_field(plan, "blocks"):
-        place = plan_field(plan, "block_table") + 24 * block
+    item = draw(shared, 1)
+    while item < plan_field(plan, "blocks"):
+        place = plan_field(plan, "block_table") + 32 * item
         text = plan_field(plan, "text_table") + 32 * get_int(place)
         k, first, slot = get_int(place + 8), get_int(text), get_int(text + 16)
         attend(
@@ -125,13 +127,14 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
             G,
             H,
             get_int(place + 16),
+            get_int(place + 24),
             layer_field(layer, "radius"),
             scratch,
             a + first * row + k * part,
             row,
             rounded,
         )
-        block = draw(shared, 1)
+        item = draw(shared, 1)
     meet(shared, threads)
     if stop and stop_step == 3:
         return
@@ -140,8 +143,21 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
 
 
 @kernel
-def rotate_token(plan: int, layer: int, t: int, scratch: int) -> None:
-    """Norms and RoPE of a token's queries and keys; keys go to their slot, 32 of them interleaved, values to theirs."""
+def rotate_block(plan: int, layer: int, item: int, scratch: int) -> None:
+    """rotate_token for 16 positions, whose keys fill cache lines that no other thread writes: those that a block of the
+    table begins with, if it begins at a multiple of 16."""
+    place = plan_field(plan, "block_table") + 32 * item
+    text, start = plan_field(plan, "text_table") + 32 * get_int(place), get_int(place + 16)
+    first, tokens = get_int(text), get_int(text + 8)
+    if start % POSITIONS == 0:
+        for t in range(first + start, first + min(start + POSITIONS, tokens)):
+            rotate_token(plan, layer, t, get_int(place + 8), scratch)
+
+
+@kernel
+def rotate_token(plan: int, layer: int, t: int, k: int, scratch: int) -> None:
+    """Norms and RoPE of a token's queries and its key for a key/value head; the key goes to its slot, 32 of them
+    interleaved, the value to its place."""
     T, slots = plan_field(plan, "T"), plan_field(plan, "slots")
     eps, scale = layer_float(layer, "eps"), layer_float(layer, "scale")
     K, G, H = layer_field(layer, "K"), layer_field(layer, "G"), layer_field(layer, "H")
@@ -149,18 +165,17 @@ def rotate_token(plan: int, layer: int, t: int, scratch: int) -> None:
     slot = get_int(plan_field(plan, "token_table") + 16 * t + 8)
     cos, sin = layer_field(layer, "cos") + 2 * H * position, layer_field(layer, "sin") + 2 * H * position
     row = plan_field(plan, "qkv") + 4 * t * (K * G + 2 * K) * H
-    for k in range(K):
-        for g in range(G):
-            place = plan_field(plan, "q") + ((k * T + t) * G + g) * H * 4
-            norm_rotate(row + (k * G + g) * H * 4, H, layer_field(layer, "q_norm"), eps, cos, sin, scale, place)
-        row_k, row_v = row + (K * G + k) * H * 4, row + (K * G + K + k) * H * 4
-        norm_rotate(row_k, H, layer_field(layer, "k_norm"), eps, cos, sin, np.float32(1), scratch)
-        place = plan_field(plan, "keys") + ((k * slots + slot // 32 * 32) * H + slot % 32) * 4
-        for i in range(H):
-            set_float(place + i * 128, get_float(scratch + 4 * i))
-        place = plan_field(plan, "values") + (k * T + t) * H * 4
-        for i in range(0, 4 * H, 64):
-            store(place + i, load(row_v + i))
+    for g in range(G):
+        place = plan_field(plan, "q") + ((k * T + t) * G + g) * H * 4
+        norm_rotate(row + (k * G + g) * H * 4, H, layer_field(layer, "q_norm"), eps, cos, sin, scale, place)
+    row_k, row_v = row + (K * G + k) * H * 4, row + (K * G + K + k) * H * 4
+    norm_rotate(row_k, H, layer_field(layer, "k_norm"), eps, cos, sin, np.float32(1), scratch)
+    place = plan_field(plan, "keys") + ((k * slots + slot // 32 * 32) * H + slot % 32) * 4
+    for i in range(H):
+        set_float(place + i * 128, get_float(scratch + 4 * i))
+    place = plan_field(plan, "values") + (k * T + t) * H * 4
+    for i in range(0, 4 * H, 64):
+        store(place + i, load(row_v + i))
 
 
 @kernel

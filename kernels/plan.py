@@ -24,7 +24,7 @@ layers       L records of LAYER
 norm, eps    of the last norm; the norms' weights here are 1 + the checkpoint's, eps is a float32's bits
 token_table  [T, 2]: the token's position in its text, its slot among the keys
 text_table   [B, 4]: first token, tokens, first slot (a multiple of 64), first token of the mean
-block_table  [blocks, 3]: text, key/value head, block of queries
+block_table  [blocks, 4]: text, key/value head, first position of the queries, the one behind the last
 x            float32 [T, D], embeddings scaled by sqrt(D): the residual stream, overwritten
 a, b         activations as the products read them, see rows.put_group
 qkv          float32 [T, (N + 2K) H]
@@ -86,6 +86,7 @@ ACTIVATIONS = 48
 UNPACKED = 32  # bytes for each input of q4_0's codes as a tile takes them: up to two vectors of outputs
 PANEL = 64  # outputs of a product that are computed together
 BLOCK = 256  # rows of a product that are computed together
+POSITIONS = 16  # of queries that attend together, at most: a cache line holds as many numbers of keys
 SHARED_BYTES = 256  # what threads see of each other, see threads.py
 
 FORMATS = ("f32", "q8_0", "q4_0")

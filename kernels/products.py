@@ -30,6 +30,7 @@ from .tiles import (
 )
 
 FEW_ROWS = 64  # up to here reading weights counts, see chunk_of
+SMALL = 4 * FEW  # up to here all tiles are small, so that there are enough of them to fetch all of the next part
 DEPTH = 192  # inputs of a float32 product at a time: half of the rounding error of one sum, for 1 % of the time
 
 matrix_field, _ = record(MATRIX)
@@ -64,7 +65,7 @@ def bytes_panel(first: Any, tile: Any, few: Any, block: int) -> Any:
             while row < rows:
                 ahead, left = min(ahead + piece, end), rows - row
                 x, y = a + row * lda, place + row * ldo
-                if left <= FEW or ROWS < left <= 2 * FEW:
+                if rows <= SMALL or left <= FEW or ROWS < left <= 2 * FEW:
                     few(x, lda, w, across, s, s_across, groups, y, ldo, ahead, 0)
                     row += FEW
                 else:

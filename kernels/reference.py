@@ -56,9 +56,9 @@ def put_row(x: Float32) -> NDArray[np.void]:  # [..., n] -> ROUNDED [..., n/32]
     groups = x.reshape(*x.shape[:-1], -1, GROUP)
     keys = (np.abs(groups).view(np.int32) & -32) | np.arange(GROUP, dtype=np.int32)  # the last of equals is the largest
     ordered = np.sort(keys, axis=-1) & -32
-    up = np.float32(1 + 2**-17)
-    second, most = (ordered[..., i].view(np.float32) * up for i in (-2, -1))
-    scale = np.maximum(second / np.float32(127), most / np.float32(127 * 128 + 63))
+    up = 1 + 2**-17
+    second, most = (ordered[..., i].view(np.float32) for i in (-2, -1))
+    scale = np.maximum(second * np.float32(up / 127), most * np.float32(up / (127 * 128 + 63)))
     inverse = np.float32(1) / np.where(scale > np.float32(1e-30), scale, np.float32(np.inf))
     numbers = np.rint(groups * inverse[..., None]).astype(np.int32)
     largest = keys.argmax(axis=-1)

@@ -10,10 +10,11 @@ import numpy as np
 
 from .plan import ACTIVATIONS, GROUP
 from .simd import (
+    beside,
     excess_of,
     fma,
     kernel,
-    largest_of_ints,
+    largest_two,
     less_excess,
     load,
     magnitude,
@@ -29,7 +30,6 @@ from .simd import (
     sum_of_ints,
     to_ints,
     where_less,
-    without,
     zeros,
 )
 
@@ -44,9 +44,8 @@ ONE, HALF = np.float32(1), np.float32(0.5)
 EXP_ZERO, EXP_MOST = np.float32(-87), np.float32(88)
 GELU_LINEAR = np.float32(-2 * math.sqrt(2 / math.pi))
 GELU_CUBIC = np.float32(-2 * math.sqrt(2 / math.pi) * 0.044715)
-MOST_CODE = np.float32(127)
-MOST_PAIR = np.float32(127 * 128 + 63)  # code + 128 * excess
-ROUNDED_UP = np.float32(1 + 2**-17)  # makes good for the bits that a key lost
+ROUNDED_UP = 1 + 2**-17  # makes good for the bits that a key lost
+BY_CODE, BY_PAIR = np.float32(ROUNDED_UP / 127), np.float32(ROUNDED_UP / (127 * 128 + 63))  # code + 128 * excess
 
 
 @kernel
@@ -104,17 +103,19 @@ def put_group(first: Any, second: Any, out: int, group: int, rounded: int) -> No
         return
     place = out + group * ACTIVATIONS
     keys, more_keys = magnitude_keys(first, 0), magnitude_keys(second, 16)
-    key = largest_of_ints(keys, more_keys)
-    next_key = largest_of_ints(without(keys, key), without(more_keys, key))
-    scale = max(magnitude(next_key) * ROUNDED_UP / MOST_CODE, magnitude(key) * ROUNDED_UP / MOST_PAIR)
+    two = largest_two(keys, more_keys)
+    key, next_key = two >> 32, two & 0xFFFFFFFF
+    scale = max(magnitude(next_key) * BY_CODE, magnitude(key) * BY_PAIR)
     inverse = ONE / scale if scale > np.float32(1e-30) else np.float32(0)
     low, high = to_ints(nearest(first * splat(inverse))), to_ints(nearest(second * splat(inverse)))
     low_excess, high_excess = excess_of(low, keys, key), excess_of(high, more_keys, key)
     store_bytes(place, less_excess(low, low_excess))
     store_bytes(place + 16, less_excess(high, high_excess))
     set_float(place + GROUP, scale)
-    set_int32(place + GROUP + 4, -sum_of_ints(low + high))
-    set_int32(place + GROUP + 8, (sum_of_ints(low_excess + high_excess) & 255) << (key & 3) * 8)
+    sums = sum_of_ints(beside(low + high, low_excess + high_excess))  # of both at once: neither needs 16 bits
+    sum_of_numbers = ((sums + 0x8000) & 0xFFFF) - 0x8000
+    set_int32(place + GROUP + 4, -sum_of_numbers)
+    set_int32(place + GROUP + 8, (sums - sum_of_numbers >> 16 & 255) << (key & 3) * 8)
     set_int32(place + GROUP + 12, (key >> 2 & 7) * 64)
 
 

@@ -146,15 +146,18 @@ def emit_fma(b: Any, x: Any, y: Any, z: Any) -> Any:
     return emit_call(b, "llvm.fmuladd.v16f32", FLOATS, x, y, z)
 
 
+def emit_lanes(b: Any, vector: Any, start: int, width: int) -> Any:
+    """Lanes start to start + width."""
+    lanes = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+    return b.shuffle_vector(vector, vector, lanes)
+
+
 def emit_halves(b: Any, vector: Any, join: Callable[[Any, Any, Any], Any]) -> Any:
     """Join the two halves of a vector until one lane is left: the order of additions is the same on every machine."""
     width = vector.type.count
     while width > 1:
         width //= 2
-        first, second = (
-            b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))))
-            for start in (0, width)
-        )
+        first, second = (emit_lanes(b, vector, start, width) for start in (0, width))
         vector = join(b, first, second)
     return b.extract_element(vector, ir.Constant(I32, 0))
 
@@ -383,19 +386,29 @@ def magnitude(b: Any, key: Any) -> Any:
     return b.bitcast(b.and_(b.trunc(key, I32), ir.Constant(I32, -32)), F32)
 
 
-@instruction(types.int64, ints, ints, meaning=lambda x, y: int(np.maximum(x, y).max()))
-def largest_of_ints(b: Any, x: Any, y: Any) -> Any:
-    def join(b: Any, first: Any, second: Any) -> Any:
-        return b.select(b.icmp_signed(">", first, second), first, second)
-
-    return b.sext(emit_halves(b, join(b, x, y), join), I64)
+def _largest_two(x: Any, y: Any) -> int:
+    second, first = np.sort(np.concatenate([x, y]))[-2:]
+    return int(first) << 32 | int(second)
 
 
-@instruction(ints, ints, types.int64, meaning=lambda x, key: np.where(x == key, np.int32(0), x))
-def without(b: Any, x: Any, key: Any) -> Any:
-    """0 where x equals the key."""
-    same = b.icmp_signed("==", x, emit_splat(b, b.trunc(key, I32), INTS))
-    return b.select(same, ir.Constant(INTS, [0] * LANES), x)
+@instruction(types.int64, ints, ints, meaning=_largest_two)
+def largest_two(b: Any, x: Any, y: Any) -> Any:
+    """The largest of 32 positive int32 in the high half, the second largest in the low half. One tournament for both:
+    the second is the best of those that lost to the first, and of those that came second so far."""
+
+    def larger(x: Any, y: Any) -> Any:
+        return b.select(b.icmp_signed(">", x, y), x, y)
+
+    def smaller(x: Any, y: Any) -> Any:
+        return b.select(b.icmp_signed(">", x, y), y, x)
+
+    first, second, width = larger(x, y), smaller(x, y), LANES
+    while width > 1:
+        width //= 2
+        (x, y), (x2, y2) = ([emit_lanes(b, v, start, width) for start in (0, width)] for v in (first, second))
+        first, second = larger(x, y), larger(smaller(x, y), larger(x2, y2))
+    first, second = (b.zext(b.extract_element(v, ir.Constant(I32, 0)), I64) for v in (first, second))
+    return b.or_(b.shl(first, ir.Constant(I64, 32)), second)
 
 
 @instruction(
@@ -412,6 +425,12 @@ def excess_of(b: Any, x: Any, keys: Any, key: Any) -> Any:
 def less_excess(b: Any, x: Any, excess: Any) -> Any:
     """x - 128 * excess"""
     return b.sub(x, b.shl(excess, ir.Constant(INTS, [7] * LANES)))
+
+
+@instruction(ints, ints, ints, meaning=lambda low, high: low + (high << 16))
+def beside(b: Any, low: Any, high: Any) -> Any:
+    """low + 65536 * high: two numbers of 16 bits in a lane, to be summed together."""
+    return b.add(low, b.shl(high, ir.Constant(INTS, [16] * LANES)))
 
 
 @instruction(ints, floats, meaning=lambda x: x.astype(np.int32))

@@ -36,6 +36,7 @@ from .simd import (
     address,
     emit_call,
     emit_fma,
+    emit_lanes,
     emit_load,
     emit_splat,
     emit_store,
@@ -180,8 +181,8 @@ def emit_dot(b: Any, totals: Any, weights: Any, codes: Any, signed: bool, factor
     numbers = ir.VectorType(I32, width // 4)
     parts = []
     for part in range(64 // width):
-        t = emit_part(b, totals, part, width // 4)
-        w, c = emit_part(b, weights, part, width), emit_part(b, codes, part, width)
+        t = emit_lanes(b, totals, part * (width // 4), width // 4)
+        w, c = emit_lanes(b, weights, part * width, width), emit_lanes(b, codes, part * width, width)
         if COLUMN.dot == "vpdpbusd.256":
             parts.append(emit_call(b, "llvm.x86.avx512.vpdpbusd.256", numbers, t, w, c))
         elif COLUMN.dot == "sdot":
@@ -198,12 +199,6 @@ def emit_dot(b: Any, totals: Any, weights: Any, codes: Any, signed: bool, factor
         order = ir.Constant(ir.VectorType(I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
         parts = [b.shuffle_vector(parts[i], parts[i + 1], order) for i in range(0, len(parts), 2)]
     return parts[0]
-
-
-def emit_part(b: Any, vector: Any, part: int, width: int) -> Any:
-    """Lanes part * width to (part + 1) * width: one register of the machine's."""
-    lanes = ir.Constant(ir.VectorType(I32, width), list(range(part * width, (part + 1) * width)))
-    return b.shuffle_vector(vector, vector, lanes)
 
 
 # pmaddubsw cannot add 255 * 127 twice, but 15 * 127: there nibbles stay as they are; else they become codes of q8_0.

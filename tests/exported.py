@@ -45,7 +45,7 @@ EXPORTED = {
     "few_q4_0": "iiiiiiiiiii",
     "mask_row": "iii",
     "softmax_step": "iiii",
-    "attend": "iiiiiiiiiiii",
+    "attend": "iiiiiiiiiiiii",
     "product": "iiiiiiii",
     "geglu_product": "iiiiiiiii",
     "pool": "ii",

@@ -647,9 +647,9 @@ def test_softmax_step(kernels: Kernels, rng: np.random.Generator) -> None:
 
 
 def attended(
-    kernels: Kernels, q: AnyArray, k: AnyArray, v: AnyArray, radius: int, rounded: int = 0, blocks: range | None = None
+    kernels: Kernels, q: AnyArray, k: AnyArray, v: AnyArray, radius: int, rounded: int = 0, size: int = 16
 ) -> AnyArray:
-    """All blocks of queries of a text; what lies behind its keys and queries is NaN."""
+    """All blocks of `size` positions of a text; what lies behind its keys and queries is NaN."""
     T, G, H = q.shape
     R = kernels.floats[0]
     queries = kernels.room((T * G + R - 1, H), fill=np.nan)
@@ -660,8 +660,9 @@ def attended(
     values = kernels.room((T, H), fill=v)
     out = kernels.room((T, G * H // 32), reference.ROUNDED) if rounded else kernels.room((T, G * H))
     scratch = kernels.room((3 + 64 + H) * (16 * G + R - 1), fill=np.nan)
-    for block in blocks or range(-(-T // 16)):
-        kernels.attend(queries, panels, values, T, G, H, block, radius, scratch, out, out.strides[0], rounded)
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        kernels.attend(queries, panels, values, T, G, H, start, stop, radius, scratch, out, out.strides[0], rounded)
     return out
 
 
@@ -688,6 +689,7 @@ def test_attention(kernels: Kernels, rng: np.random.Generator, G: int, H: int, T
             continue
         found = attended(kernels, q, k, v, radius)
         close(found, reference.attend(q, k, v, radius), attention_bound(q, k, v, radius), f"radius {radius}")
+        np.testing.assert_array_equal(attended(kernels, q, k, v, radius, size=8), found, "blocks of 8")
         np.testing.assert_array_equal(
             attended(kernels, q, k, v, radius, 1), reference.put_row(found), f"radius {radius}"
         )
