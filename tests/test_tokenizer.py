@@ -1,8 +1,14 @@
-"""Text -> ids. The `tokenizers` package alone is the judge; for Gemma's tokenizer also vectors made by others."""
+"""Text -> ids. The `tokenizers` package alone is the judge; for Gemma's tokenizer also vectors made by others.
+
+What the arrays of tokenizer.safetensors give is judged in test_bpe.py; here, that Tokenizer is the same with them.
+"""
 
 import itertools
 import json
 import lzma
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from gemma_np.kernels import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np import EmbeddingGemma, kernels
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
+from gemma_np.pieces import FILE, Pieces, make_pieces, open_pieces, save_pieces
 from gemma_np.tokenizer import Tokenizer
+from gemma_np.tokenizer_json import from_tokenizer_json
 
 WORLD = [
     "The quick brown fox jumps over the lazy dog.",
@@ -292,13 +302,99 @@ def test_a_missing_tokenizer_and_a_folder_in_its_place_are_refused(tmp_path: Pat
         Tokenizer(tmp_path, config)
 
 
+# ---- tokenizer.safetensors ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compact(writable: Path) -> Path:
+    """A checkpoint with the arrays instead of tokenizer.json."""
+    save_pieces(from_tokenizer_json(writable / "tokenizer.json"), writable / FILE)
+    (writable / "tokenizer.json").unlink()
+    return writable
+
+
+def test_the_arrays_give_the_same_ids_as_the_json(compact: Path, config: Config, ours: Tokenizer) -> None:
+    tokenizer = Tokenizer(compact, config)
+    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.path) == (ours.prefix, ours.suffix, compact / FILE)
+    for limit in (None, 0, 1, 2, 3, 8, 300):
+        (found, lengths), (expected, counts) = tokenizer.encode(WORLD, limit), ours.encode(WORLD, limit)
+        assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
+        assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
+        assert lengths == counts
+    assert tokenizer.encode([]) == ([], [])
+    assert [tokenizer.prompt_length(prompt) for prompt in PROMPTS] == [ours.prompt_length(prompt) for prompt in PROMPTS]
+    with pytest.raises(InputError, match=r"text 41 holds the lone surrogate U\+D800 at character 1"):
+        tokenizer.encode(["fine", "a\ud800"], first=40)
+
+
+def test_a_checkpoint_with_arrays_embeds_as_one_with_json(compact: Path, small: Path) -> None:
+    texts = ["the quick brown fox", "naïve 猫", ""]
+    assert np.array_equal(EmbeddingGemma(compact).encode(texts), EmbeddingGemma(small).encode(texts))
+
+
+def test_the_arrays_are_preferred_and_need_no_package(compact: Path, small: Path) -> None:
+    shutil.copy(small / "tokenizer.json", compact / "tokenizer.json")
+    program = (
+        f"import sys; from gemma_np import EmbeddingGemma; print(EmbeddingGemma({str(compact)!r}).encode('a').shape)"
+    )
+    program += "; print('tokenizers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "(64,)\nFalse\n", done.stderr
+
+
+def test_damaged_arrays_are_an_error_also_beside_a_json(compact: Path, config: Config, small: Path) -> None:
+    shutil.copy(small / "tokenizer.json", compact / "tokenizer.json")
+    (compact / FILE).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors"):
+        Tokenizer(compact, config)
+
+
+def test_arrays_from_elsewhere_serve_a_folder_without_a_tokenizer(tmp_path: Path, config: Config, small: Path) -> None:
+    pieces = from_tokenizer_json(small / "tokenizer.json")
+    assert ids_of(Tokenizer(tmp_path, config, pieces), "a") == ids_of(Tokenizer(small, config), "a")
+
+
+def test_arrays_of_another_model_are_refused(compact: Path, config: Config) -> None:
+    pieces = open_pieces(compact / FILE)
+    for changed, message in (
+        (replace(config, V=pieces.pieces - 1), "it belongs to another model; take the tokenizer.safetensors that came"),
+        (replace(config, bos=frozenset({99})), "puts the id 2 before a text"),
+        (replace(config, eos=frozenset({99})), "puts the id 1 behind a text"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            Tokenizer(compact, changed)
+
+
+def test_an_added_token_without_a_row_is_named_by_the_arrays_too(compact: Path, config: Config) -> None:
+    pieces = open_pieces(compact / FILE)
+    tokenizer = Tokenizer(compact, replace(config, V=pieces.pieces), with_token(pieces, "<image>"))
+    assert ids_of(tokenizer, "fine") == ids_of(Tokenizer(compact, config), "fine")
+    with pytest.raises(InputError, match=rf"text 1 holds the token <image> \(id {pieces.pieces}\), for which"):
+        tokenizer.encode(["fine", "an <image>"])
+
+
+def with_token(pieces: Pieces, token: str) -> Pieces:
+    """The same pieces, and one more added token."""
+    table = [*(pieces.piece(id) for id in range(len(pieces))), token.encode()]
+    added = [*pieces.added.tolist(), len(pieces)]
+    around = pieces.prefix.tolist(), pieces.suffix.tolist()
+    return make_pieces(
+        pieces.path, table, [*pieces.ranks, -1], [*pieces.splits, 0], added, [], *around, pieces=pieces.pieces
+    )
+
+
 # ---- Gemma's own -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def gemma(shared: Path) -> Tokenizer:
+@pytest.fixture(scope="module", params=["json", "arrays"])
+def gemma(request: pytest.FixtureRequest, shared: Path, gemma_pieces: Pieces) -> Tokenizer:
+    """By tokenizer.json, and by the arrays on this machine's kernel."""
     folder = shared / "data/embeddinggemma-300m"
-    return Tokenizer(folder, read_config(folder))
+    config = read_config(folder)
+    if request.param == "json":
+        return Tokenizer(folder, config)
+    column = kernels.choose().column
+    return Tokenizer(folder, config, gemma_pieces, cache.load(column, ("q8_0",)).encode if column else None)
 
 
 @pytest.mark.parametrize(
