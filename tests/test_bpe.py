@@ -28,7 +28,7 @@ from small_tokenizer import small_tokenizer
 
 from gemma_np import bpe
 from gemma_np.bpe import Encoder
-from gemma_np.pieces import Pieces
+from gemma_np.pieces import Pieces, from_scores
 from gemma_np.tokenizer_json import from_tokenizer_json
 
 EMULATED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -180,11 +180,31 @@ def test_runs_that_take_turns_in_the_table(run: Run, tmp_path: Path) -> None:
     pair.check(*("".join(draw.choice("ab ") * draw.randint(1, 30) for _ in range(6)) for _ in range(MANY)))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_runs_of_some_lengths_that_have_no_scores(seed: int, run: Run, tmp_path: Path) -> None:
+    """User-defined pieces of GGUF: all have the same rank, so that the parts' lengths decide."""
+    draw = random.Random(seed)
+    runs = ["▁" * n for n in sorted(draw.sample(range(2, 16), draw.randint(2, 13)))]
+    pieces = ["a", *runs, "▁a"]
+    theirs = tokenizer(pieces, all_splits(pieces, first=runs), runs)
+    table = [piece for piece, _ in sorted(theirs.get_vocab().items(), key=lambda entry: entry[1])]
+    types = np.array([{"<": 6, "▁": 4 if len(piece) > 1 else 1}.get(piece[0], 1) for piece in table])
+    types[[0, 1, table.index("▁a")]] = 3, 3, 1
+    ours = encoder(from_scores(tmp_path, table, -np.arange(len(table)), types, [1], [0]), run)
+    texts = ["a".join(" " * draw.randint(0, 50) for _ in range(4)) for _ in range(MANY // 4)]
+    assert [ids.tolist() for ids in ours.encode(texts)] == [e.ids for e in theirs.encode_batch(texts)]
+
+
 def test_words_of_every_length_around_a_group_of_symbols(run: Run, tmp_path: Path) -> None:
     pieces = ["a", "b", "aa", "ab", "aaaa", "abab", "ba", "bab"]
     pair = Pair(tokenizer(pieces, all_splits(pieces)), run, tmp_path)
     for word in ("a", "ab", "aab"):
         pair.check(*((word * 200)[:n] for n in [*range(1, 70), 127, 128, 129, 255, 256, 257, 511, 512, 513]))
+
+
+def test_a_piece_that_no_merge_makes_is_only_a_piece(run: Run, tmp_path: Path) -> None:
+    pieces = ["a", "b", "c", "ab", "bc", "abc"]
+    Pair(tokenizer(pieces, [("b", "c")]), run, tmp_path).check("ab", "abc", "aabbcc", "cab")
 
 
 def test_a_piece_is_never_made_of_a_character_that_is_none(run: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import exported
 import numpy as np
 import pytest
 from exported import Kernels, Record
-from gemma_np.kernels import COLUMNS, lacking, reference
+from gemma_np.kernels import COLUMNS, cache, lacking, reference
 from gemma_np.kernels.columns import BY_NAME
 from gemma_np.kernels.plan import MATRIX, PLAN, UNPACKED
 
@@ -104,7 +104,7 @@ def test_objects_ask_for_nothing_but_the_c_library(kernels: Kernels) -> None:
     code = kernels.code
     assert exported.undefined(code) <= C_LIBRARY | MATHS
     assert "usleep" in exported.undefined(code), "else the symbols were not read"
-    for name in (*exported.EXPORTED, "gemma_np_forward", "PyErr_Format"):
+    for name in (*exported.EXPORTED, cache.FORWARD, cache.ENCODE, "PyErr_Format"):
         assert (name.encode() in code) == (name != "PyErr_Format"), name
 
 
