@@ -305,6 +305,41 @@ def test_a_factor_is_a_positive_number(read: Read, key: str, value: object) -> N
         read(**{key: value})
 
 
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        ("9" * 1_000_000, "not valid JSON"),  # Python reads 4,300 digits at most, which takes no time
+        ("-" + "9" * 4300, "expected a positive integer"),
+        ("1e999", "hidden_size = inf, expected"),
+        ("1" * 400 + ".5", "hidden_size = inf, expected"),
+        ("-0", "hidden_size = 0, expected"),
+        ("-0.0", "hidden_size = -0.0, expected"),
+        ("1e-999", "hidden_size = 0.0, expected"),
+        ("7.68e2", "hidden_size = 768.0, expected"),
+        ("NaN", "hidden_size = nan, expected"),
+        ("-Infinity", "hidden_size = -inf, expected"),
+        ("true", "hidden_size = True, expected"),
+        ("00768", "not valid JSON"),
+        ("+768", "not valid JSON"),
+        ("0x300", "not valid JSON"),
+        ("7_68", "not valid JSON"),
+        ("٧٦٨", "not valid JSON"),
+        ('"768"', "hidden_size = '768', expected"),
+    ],
+)
+def test_a_number_is_what_json_calls_one(tmp_path: Path, number: str, why: str) -> None:
+    text = json.dumps(SETTINGS).replace('"hidden_size": 768', f'"hidden_size": {number}')
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ConfigError, CheckpointError), match=why):
+        read_config(tmp_path)
+
+
+def test_of_a_key_that_occurs_twice_the_last_counts_as_in_transformers(tmp_path: Path) -> None:
+    text = json.dumps(SETTINGS).replace('"hidden_size": 768', '"hidden_size": 1, "hidden_size": 768')
+    (tmp_path / "config.json").write_text(text)
+    assert read_config(tmp_path) == EXPECTED
+
+
 def test_scale_and_epsilon_are_the_files_own(read: Read) -> None:
     layers = read(query_pre_attn_scalar=24, rms_norm_eps=1e-5).layers
     assert {(layer.scale, layer.eps) for layer in layers} == {(1 / math.sqrt(24), 1e-5)}
