@@ -13,6 +13,7 @@ space is limited, for memory that Python does not see as well.
 
 import argparse
 import hashlib
+import logging
 import mmap
 import os
 import random
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -40,6 +42,9 @@ with atheris.instrument_imports(include=["gemma_np"]) if "--guided" in sys.argv 
     from fuzz_targets import TARGETS, Target
 
     from gemma_np.errors import CheckpointError, ConfigError, GemmaError, HubError, InputError, WeightsError
+
+logging.disable()
+warnings.simplefilter("ignore")
 
 SECONDS = 5  # for one input
 MULTIPLE, SLACK = 64, 24 << 20  # memory for one input: so many times its size, and so much besides
