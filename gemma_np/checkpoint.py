@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
 
-MAX_HEADER = 100_000_000  # bytes; the safetensors package has the same limit
+MAX_HEADER = 100_000_000  # bytes of JSON; the safetensors package has the same limit
 MAX_DEPTH = 100  # of JSON files; Python's own limit depends on who calls
 
 # How a tensor's elements lie in the file. bfloat16 is the upper half of a float32; NumPy has no type for it.
@@ -44,6 +44,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; CheckpointError when it is missing or no JSON."""
     try:
         with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_HEADER:
+                raise ValueError(f"it has more than {MAX_HEADER:,} bytes")
             content = json.loads(file.read())
         _check_json(content)
         return content

@@ -15,6 +15,7 @@ import numpy as np
 
 from gemma_np.arrays import Int32
 from gemma_np.bpe import Encoder
+from gemma_np.checkpoint import MAX_HEADER
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.pieces import FILE, Pieces, open_pieces
@@ -53,6 +54,8 @@ class Package:
         self.path = path
         if not os.path.isfile(path):
             raise CheckpointError(f"{path} is missing; a checkpoint folder needs it")
+        if path.stat().st_size > MAX_HEADER:
+            raise CheckpointError(f"{path} is not a tokenizer (it has more than {MAX_HEADER:,} bytes)")
         with self._errors("is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_truncation()

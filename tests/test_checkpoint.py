@@ -518,6 +518,21 @@ def test_json_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
         read_json(path)
 
 
+def test_json_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # a file of holes
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"config\.json is not valid JSON \(it has more than 100,000,000 bytes"
+        ):
+            read_json(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_json_is_read_as_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for mark in ("", "\ufeff"):  # some editors on Windows put the mark in front
