@@ -145,7 +145,8 @@ def _refuse_unserved(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _positive_float(path: Path, key: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+    # 1e-30: powers of smaller ones overflow where RoPE's angles are computed
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:
         raise ConfigError(f"{path}: {key} = {value!r}, expected a positive number")
     return float(value)
 

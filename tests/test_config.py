@@ -299,7 +299,9 @@ def test_a_size_is_a_positive_integer(read: Read, key: str, value: object) -> No
 
 
 @pytest.mark.parametrize("key", ["rms_norm_eps", "query_pre_attn_scalar", "rope_theta", "rope_local_base_freq"])
-@pytest.mark.parametrize("value", [0, -1e-6, math.nan, math.inf, -math.inf, "1e-6", True, None, [1.0], 10**400])
+@pytest.mark.parametrize(
+    "value", [0, -1e-6, math.nan, math.inf, -math.inf, "1e-6", True, None, [1.0], 10**400, 5e-324, 1e-31]
+)
 def test_a_factor_is_a_positive_number(read: Read, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"config\.json: {key}.* = .*, expected a positive number"):
         read(**{key: value})
