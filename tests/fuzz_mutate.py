@@ -146,55 +146,81 @@ def mutate_safetensors(rng: random.Random, data: bytes, content_only: float = 0.
     return struct.pack("<Q", length) + header + content
 
 
-def gguf_fields(data: bytes) -> list[tuple[int, int]]:
-    """Where a valid GGUF file's header has numbers, and how many bytes each has; of a long array's texts some."""
-    found, at = [(4, 4), (8, 8), (16, 8)], 24
+GGUF_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+GGUF_TEXT, GGUF_ARRAY = 8, 9
+GGUF_VALUES = [  # with their types in front
+    *(struct.pack("<If", 6, x) for x in (0, 1, -1, 1e-45, 3e38, float("nan"), float("inf"))),
+    *(struct.pack("<Id", 12, x) for x in (0.5, 1e-300, 1e300, float("nan"))),
+    *(struct.pack("<IQ", 10, n) for n in (0, 1, 2**31 - 1, 2**32, 2**63, 2**64 - 1)),
+    *(struct.pack("<Iq", 11, n) for n in (-1, 3, -(2**63))),
+    *(struct.pack("<IB", kind, n) for kind in (0, 7) for n in (0, 1, 2, 255)),
+    *(struct.pack("<IQ", 8, len(text)) + text for text in (b"", b"llama", b"x" * 300, b"\xff", b"\0")),
+    *(struct.pack("<IIQ", 9, kind, 0) for kind in (4, 6, 7, 8, 9)),
+    *(struct.pack(f"<IIQ{len(n)}I", 9, 4, len(n), *n) for n in ((1,), (1, 2), (2, 2), (7,) * 270)),
+    *(struct.pack(f"<IIQ{len(n)}B", 9, 7, len(n), *n) for n in ((1,), (1, 0), (255, 2))),
+    *(struct.pack("<IIQ", 9, 8, n) + struct.pack("<QB", 1, 97) * n for n in (1, 2, 270)),
+]
 
-    def number(width: int) -> int:
+
+def gguf_fields(data: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int]], int]:
+    """Of a valid GGUF file's header: where numbers are, and their widths (of an array the first 20); where metadata's
+    values begin and end; where the header ends."""
+    numbers, values, at = [(4, 4), (8, 8), (16, 8)], [], 24
+
+    def number(code: str) -> int:
         nonlocal at
-        if at + width > len(data):
-            raise IndexError
-        found.append((at, width))
-        at += width
-        return int.from_bytes(data[at - width : at], "little")
+        numbers.append((at, struct.calcsize(code)))
+        at += numbers[-1][1]
+        return int.from_bytes(data[numbers[-1][0] : at], "little")
 
     def value(kind: int) -> None:
         nonlocal at
-        if kind == 8:
-            at += number(8)
-        elif kind == 9:
-            inner, count = number(4), number(8)
-            kept = len(found) + 20
+        if at > len(data):
+            raise IndexError
+        if kind == GGUF_TEXT:
+            length = number("<Q")
+            at += length
+        elif kind == GGUF_ARRAY:
+            inner, count = number("<I"), number("<Q")
+            kept = len(numbers) + 20
             for _ in range(count):
                 value(inner)
-                del found[kept:]
+                del numbers[kept:]
         else:
-            number({0: 1, 1: 1, 2: 2, 3: 2, 7: 1, 10: 8, 11: 8, 12: 8}.get(kind, 4))
+            number(GGUF_NUMBERS[kind])
 
-    tensors, entries = (int.from_bytes(data[place : place + 8], "little") for place in (8, 16))
+    tensors, entries = struct.unpack_from("<QQ", data, 8)
     for _ in range(entries):
-        value(8)
-        value(number(4))
+        value(GGUF_TEXT)
+        values.append((at, at))
+        value(number("<I"))
+        values[-1] = values[-1][0], at
     for _ in range(tensors):
-        value(8)
-        for _ in range(number(4)):
-            number(8)
-        number(4), number(8)
-    return found
+        value(GGUF_TEXT)
+        for code in ["<Q"] * min(number("<I"), 100) + ["<I", "<Q"]:
+            number(code)
+    return numbers, values, at
 
 
 def mutate_gguf(rng: random.Random, data: bytes) -> bytes:
-    """Counts, lengths, types, axes and offsets overwritten, by numbers that mean something; or any bytes."""
+    """Counts, lengths, types, axes and offsets overwritten by numbers that mean something; other values; any bytes."""
     try:
-        fields = gguf_fields(data)
-    except (IndexError, RecursionError):
-        fields = []
-    if not fields or rng.random() < 0.3:
+        numbers, values, end = gguf_fields(data)
+    except (IndexError, KeyError, RecursionError, struct.error):  # it is damaged already
         return mutate_bytes(rng, data)
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        at, width = rng.choice(fields)
+    changed = data
+    for _ in range(rng.choice((1, 1, 2))):
+        at, width = rng.choice(numbers)
         own = int.from_bytes(data[at : at + width], "little")
-        number = rng.choice((own + 1, own - 1, own * 2, own * 32, own << 32, len(data) - at, *rng.sample(NUMBERS, 6)))
-        changed[at : at + width] = (number % 256**width).to_bytes(width, rng.choice(("little", "little", "big")))
-    return bytes(changed)
+        near = (own + 1, own - 1, own * 2, own * 32, own << 32, len(data) - at)
+        number = rng.choice((*near, *rng.sample(NUMBERS, 6))) % 256**width
+        there = number.to_bytes(width, rng.choice(("little", "little", "little", "big")))
+        changed = changed[:at] + there + changed[at + width :]
+    match rng.randrange(5):
+        case 0:
+            return mutate_bytes(rng, data)
+        case 1 | 2 if values:  # other values; the tensors stay aligned behind them
+            begin, behind = rng.choice(values)
+            header = data[:begin] + rng.choice(GGUF_VALUES) + data[behind:end]
+            return header + bytes(-len(header) % 32) + data[-(-end // 32) * 32 :]
+    return changed
