@@ -209,7 +209,7 @@ def use_pieces(folder: Path) -> None:
     """As Python, and by the kernel as Python, which sees its own arrays alone."""
     pieces = open_pieces(folder / PIECES)
     assert Tokenizer(folder, CONFIG, pieces).encode(TEXTS)
-    for ids in Checked(pieces).encode(["ab aab", "<eos>é\n"]):
+    for ids in Checked(pieces).encode(["ab aab", "<eos>é\n", "ab" * 10]):
         assert 0 <= ids.min(initial=0) <= ids.max(initial=0) < len(pieces)
     write_tokenizer_json(pieces, folder / "tokenizer.json")
 
