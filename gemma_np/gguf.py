@@ -84,7 +84,7 @@ NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
 UINT32, UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # in a message it would be as long as the file
 class Texts:
     """An array of texts as it lies in the file: thousands of Python strings are made when they are asked for."""
 

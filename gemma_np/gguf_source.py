@@ -17,7 +17,7 @@ from gemma_np.bundle import is_bundle
 from gemma_np.checkpoint import Tensor
 from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
 from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
-from gemma_np.gguf import GGUF, open_gguf
+from gemma_np.gguf import GGUF, Texts, open_gguf
 from gemma_np.gguf_tensors import RoundedTensor, stored
 from gemma_np.gguf_tokenizer import open_tokenizer
 from gemma_np.hub import FULL_MODEL
@@ -54,7 +54,8 @@ TRUNK_ALONE = Modules("", "1_Pooling", True, (Normalize("4_Normalize"),))
 def gguf_config(file: GGUF) -> Config:
     """The trunk's settings. ConfigError names what is missing or not served."""
     path, metadata = file.source.path, file.metadata
-    if (found := metadata.get("general.architecture")) != ARCHITECTURE:
+    found = metadata.get("general.architecture")
+    if not isinstance(found, str) or found != ARCHITECTURE:
         raise ConfigError(
             f"{path}: general.architecture = {found!r}; gemma_np runs EmbeddingGemma and models of its architecture, "
             f"in GGUF files {ARCHITECTURE!r}"
@@ -67,6 +68,8 @@ def gguf_config(file: GGUF) -> Config:
             value = value[0].item()
         if value is None:
             raise ConfigError(f"{path}: {ARCHITECTURE}.{key} is missing; convert the model again")
+        if isinstance(value, np.ndarray | Texts):
+            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} has {len(value)} values, expected one for all layers")
         return value
 
     def positive_int(key: str, default: Any = None) -> int:
@@ -77,7 +80,7 @@ def gguf_config(file: GGUF) -> Config:
 
     def positive_float(key: str, default: Any = None) -> float:
         value = setting(key, default)
-        if type(value) not in (int, float) or not 0 < value < 1e30:
+        if type(value) not in (int, float) or not 1e-30 < value < 1e30:  # see config.py
             raise ConfigError(f"{path}: {ARCHITECTURE}.{key} = {value!r}, expected a positive number")
         return float(str(np.float32(value)))  # 1e-6 is stored as 9.999999974752427e-07
 
