@@ -42,7 +42,7 @@ def report(
     check          compare a bundle's files with their checksums, too
     dense          for GGUF files, see gguf_source.open_gguf_source
     """
-    if folder.is_file():
+    if os.path.isfile(folder):
         return report_file(folder, quantization, threads, check, dense)
     print(f"checkpoint   {folder}")
     tensors: dict[str, Stored] = {}

@@ -184,7 +184,7 @@ def formats_held(tensors: Mapping[str, Stored], quantization: str | None) -> dic
     stored = {name: tensor.format for name, tensor in matrices.items()}
     inner = {name: format for name, format in stored.items() if name != "embed_tokens.weight"}
     together = [
-        {stored[name.replace(parts[0], part)] for part in parts}
+        {stored[other] for part in parts if (other := name.replace(parts[0], part)) in stored}  # a file may have others
         for parts in FUSED.values()
         for name in inner
         if f".{parts[0]}." in name
