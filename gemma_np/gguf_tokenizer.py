@@ -1,5 +1,6 @@
 """The tokenizer in a GGUF file: llama.cpp's tables of pieces, scores and types, and back."""
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -117,10 +118,10 @@ def tokenizer_metadata(source: "Source") -> dict[str, Any]:
 
 def pieces_of(source: "Source") -> Pieces:
     """The tokenizer of a model as tables."""
-    if source.path.is_file():
+    if os.path.isfile(source.path):
         return gguf_pieces(open_gguf(source.path), source.config)
     trunk = source.path / source.modules.trunk
-    if (trunk / FILE).is_file():
+    if os.path.isfile(trunk / FILE):
         return open_pieces(trunk / FILE)
     try:
         return from_tokenizer_json(trunk / "tokenizer.json")

@@ -160,11 +160,11 @@ def write_settings(source: Source, folder: Path, defaults: Defaults, max_seq_len
     """Prompts and the like, where they are not the source's any more."""
     if defaults != source.defaults:
         path = folder / "config_sentence_transformers.json"
-        settings = read_json_object(path) if path.is_file() else {}
+        settings = read_json_object(path) if os.path.isfile(path) else {}
         path.write_text(json.dumps({**settings, **asdict(defaults)}, indent=2, ensure_ascii=False) + "\n")
     if max_seq_length != source.max_seq_length:
         path = folder / source.modules.trunk / "sentence_bert_config.json"
-        settings = read_json_object(path) if path.is_file() else {}
+        settings = read_json_object(path) if os.path.isfile(path) else {}
         path.write_text(json.dumps({**settings, "max_seq_length": max_seq_length}, indent=2) + "\n")
 
 
