@@ -202,6 +202,12 @@ def gguf_fields(data: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int
     return numbers, values, at
 
 
+def gguf_with(data: bytes, begin: int, behind: int, end: int, value: bytes) -> bytes:
+    """A GGUF file whose header ends at `end`, with another value. The tensors stay aligned."""
+    header = data[:begin] + value + data[behind:end]
+    return header + bytes(-len(header) % 32) + data[-(-end // 32) * 32 :]
+
+
 def mutate_gguf(rng: random.Random, data: bytes) -> bytes:
     """Counts, lengths, types, axes and offsets overwritten by numbers that mean something; other values; any bytes."""
     try:
@@ -219,8 +225,6 @@ def mutate_gguf(rng: random.Random, data: bytes) -> bytes:
     match rng.randrange(5):
         case 0:
             return mutate_bytes(rng, data)
-        case 1 | 2 if values:  # other values; the tensors stay aligned behind them
-            begin, behind = rng.choice(values)
-            header = data[:begin] + rng.choice(GGUF_VALUES) + data[behind:end]
-            return header + bytes(-len(header) % 32) + data[-(-end // 32) * 32 :]
+        case 1 | 2 if values:
+            return gguf_with(data, *rng.choice(values), end, rng.choice(GGUF_VALUES))
     return changed

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from tokenizers import Tokenizer as Package
 from tokenizers.models import BPE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from fuzz_mutate import mutate_folder, mutate_json, mutate_safetensors
+from fuzz_mutate import mutate_folder, mutate_gguf, mutate_json, mutate_safetensors
 from make_checkpoint import SMALL, make_checkpoint
 from small_tokenizer import gemma_layout
 from test_bpe import Checked
@@ -38,6 +38,8 @@ from gemma_np.bundle import damaged_files
 from gemma_np.checkpoint import FLOATS, Tensor, open_checkpoint, open_safetensors
 from gemma_np.config import Config, read_config
 from gemma_np.errors import GemmaError, InputError
+from gemma_np.gguf import Texts, open_gguf
+from gemma_np.gguf_export import export
 from gemma_np.info import report
 from gemma_np.modules import check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.pieces import FILE as PIECES
@@ -243,6 +245,29 @@ def use_model(folder: Path) -> None:
     model.encode(["a text"], prompt_name="query")
 
 
+@cache
+def gguf_files() -> list[bytes]:
+    """With tensors of each kind."""
+    with tempfile.TemporaryDirectory() as scratch:
+        dense = ((32, 32, False, "Identity"), (32, 32, False, "Identity"))
+        folder = make_checkpoint(Path(scratch) / "float", {**BUNDLED, "query_pre_attn_scalar": 16}, dense=dense)
+        (folder / "tokenizer.json").write_text(tiny_tokenizer())
+        made = []
+        for format in ("f32", "bf16", "q8_0", "q4_0"):
+            file = BytesIO()
+            export(open_source(folder), file, format, show_progress=False)
+            made.append(file.getvalue())
+        return made
+
+
+def use_gguf(folder: Path) -> None:
+    path = folder / "model.gguf"
+    for value in open_gguf(path).metadata.values():
+        if isinstance(value, Texts):
+            assert sum(map(len, value)) < path.stat().st_size
+    use_model(path)
+
+
 TARGETS = {
     "safetensors": Target(
         tensor_files, mutate_safetensors, lambda folder: use_tensors(open_safetensors(folder / "x")), "x"
@@ -252,6 +277,7 @@ TARGETS = {
     "modules": Target(lambda: [tiny(leave=("safetensors", "tokenizer.json"))], mutate_folder, use_modules),
     "tokenizer": Target(lambda: [tiny_tokenizer().encode()], mutate_json, use_tokenizer, "tokenizer.json"),
     "pieces": Target(pieces_file, partial(mutate_safetensors, content_only=0.7), use_pieces, PIECES),
+    "gguf": Target(gguf_files, mutate_gguf, use_gguf, "model.gguf"),
     "bundle": Target(bundle_folders, mutate_folder, use_bundle),
     "model": Target(lambda: [tiny(), tiny(shards=2)], mutate_folder, use_model),
 }

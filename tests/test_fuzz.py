@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from safetensors.numpy import load, save
 
 pytest.importorskip("resource", reason="fuzz.py limits memory and time as only POSIX systems can")
-from fuzz_targets import TARGETS, TINY, bundle_folders, pieces_file, tiny, tiny_tokenizer
+from fuzz_mutate import gguf_fields, gguf_with
+from fuzz_targets import TARGETS, TINY, bundle_folders, gguf_files, pieces_file, tiny, tiny_tokenizer
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 
@@ -59,7 +61,18 @@ def with_arrays(**arrays: Any) -> bytes:
     return save({**own, **{name: np.asarray(array, own[name].dtype) for name, array in arrays.items()}})
 
 
+def gguf(key: str, value: bytes) -> bytes:
+    """The small model's GGUF file, with another value, in front of which stands its type."""
+    data = gguf_files()[0]
+    _, values, end = gguf_fields(data)
+    place = data.index(key.encode()) + len(key)
+    (found,) = (value for value in values if value[0] == place)
+    return gguf_with(data, *found, end, value)
+
+
 NORMALIZE = {"type": "sentence_transformers.models.Normalize", "path": "x" * 300}
+TWO, NONE = struct.pack("<IIQII", 9, 4, 2, 1, 2), struct.pack("<IIQ", 9, 4, 0)
+TEXTS, TINY_BASE = struct.pack("<IIQQB", 9, 8, 1, 1, 97), struct.pack("<Id", 12, 1e-300)
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 TEMPLATE = {"type": "TemplateProcessing", "special_tokens": {}}
 REGEX = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
@@ -133,6 +146,16 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
         "tokenizer",
         tokenizer("model", {"vocab": {**VOCABULARY, "a": 2**32 - 1}}),
         "success",  # opened; what has the id is refused
+    ),
+    # ValueError from comparing arrays; a base that float32 cannot hold: ZeroDivisionError
+    "an array as the architecture": ("gguf", gguf("general.architecture", TWO), "general.architecture = array"),
+    "an array as a setting": ("gguf", gguf("gemma-embedding.pooling_type", TWO), "pooling_type has 2 values"),
+    "an empty array as a setting": ("gguf", gguf("gemma-embedding.pooling_type", NONE), "pooling_type has 0 values"),
+    "texts as the architecture": ("gguf", gguf("general.architecture", TEXTS), "general.architecture = <gemma_np"),
+    "a base that is zero in float32": (
+        "gguf",
+        gguf("gemma-embedding.rope.freq_base", TINY_BASE),
+        "expected a positive",
     ),
     # UnicodeDecodeError; and a kernel that would search the whole table for each pair
     "pieces that are no UTF-8": ("pieces", with_arrays(text=load(pieces_file()[0])["text"] | 0x80), "is no UTF-8"),
