@@ -57,12 +57,12 @@ MOST_CRASHES = 20
 
 
 @contextmanager
-def guarded(size: int) -> Iterator[None]:
+def guarded(size: int, seconds: float) -> Iterator[None]:
     """Limits of time and memory. The alarm ends the process, as nothing less ends a call that hangs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     resource.setrlimit(resource.RLIMIT_AS, (used + MULTIPLE * size + SLACK, hard))
     try:
         yield
@@ -71,12 +71,12 @@ def guarded(size: int) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def attempt(target: Target, data: bytes, folder: Path) -> str:
+def attempt(target: Target, data: bytes, folder: Path, seconds: float = SECONDS) -> str:
     """What an input leads to: "success", or one of our errors by name. Any other exception is a finding."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     target.write(data, folder)
-    with guarded(len(data)):
+    with guarded(len(data), seconds):
         try:
             target.use(folder)
         except GemmaError as error:
@@ -97,10 +97,10 @@ class Run:
         self.known: set[str] = set()
         self.crashes = 0
 
-    def one(self, data: bytes) -> None:
+    def one(self, data: bytes, seconds: float = SECONDS) -> None:
         self.last.write_bytes(data)
         try:
-            outcome = attempt(self.target, data, self.scratch / "files").partition(":")[0]
+            outcome = attempt(self.target, data, self.scratch / "files", seconds).partition(":")[0]
         except BaseException:  # a panic of Rust's is no Exception
             outcome = "finding"
             lines = traceback.format_exc().splitlines()
@@ -131,7 +131,7 @@ class Run:
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
     def crashing(self, guided: bool, inputs: int, seconds: float, seed: int) -> None:
-        """The run, begun again where it crashes. What crashes twice is a finding: a busy machine is no hang."""
+        """The run, begun again where it crashes. What crashes twice is a finding; a busy machine has more time then."""
         start = time.monotonic()
         for seed in range(seed, seed + MOST_CRASHES):  # noqa: B020  # other inputs than before the crash
             left = seconds - (time.monotonic() - start)
@@ -139,7 +139,7 @@ class Run:
             if not (died := self.child(*work)):
                 break
             data = self.last.read_bytes()
-            if self.child(self.one, data):
+            if self.child(self.one, data, 6 * SECONDS):
                 self.crashes += 1
                 self.save(data, f"ended by {signal.Signals(died).name}")
         counts = {name: int(n) for name, n in zip(OUTCOMES, self.counts, strict=True) if n}
