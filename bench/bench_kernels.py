@@ -141,8 +141,8 @@ def test_attention(kernels: Kernels, rng: np.random.Generator, measure: Any, T: 
     panels[: T // 32] = k.reshape(T // 32, 32, H).transpose(0, 2, 1)
     out, scratch = kernels.room((T, G * H // 32), reference.ROUNDED), kernels.room((3 + 64 + H) * (16 * G + rows - 1))
     runs = [
-        kernels.bound("attend", queries, panels, v, T, G, H, block, T, scratch, out, out.strides[0], 1)
-        for block in range(-(-T // 16))
+        kernels.bound("attend", queries, panels, v, T, G, H, start, start + 16, T, scratch, out, out.strides[0], 1)
+        for start in range(0, T, 16)
     ]
 
     def call() -> None:

@@ -27,17 +27,26 @@ OURS = {
     "gemma_np float32": "float32",
 }
 PEERS = {
-    "llama.cpp Q4_0": ("llama", "gguf_q4_0"),
-    "llama.cpp Q8_0": ("llama", "gguf_q8_0"),
-    "ONNX Runtime int8": ("onnx", "onnx_int8"),
-    "sentence-transformers float32": ("torch", ""),
+    "llama.cpp Q4_0": "llama",
+    "llama.cpp Q8_0": "llama",
+    "ONNX Runtime int8": "onnx",
+    "sentence-transformers float32": "torch",
 }
 
 
 def run_llama(file: str, checkpoint: str, text: str, threads: int) -> list[float]:
     from llama_cpp import Llama
 
-    model = Llama(file, embedding=True, n_threads=threads, n_threads_batch=threads, n_ctx=2048, verbose=False)
+    model = Llama(
+        file,
+        embedding=True,
+        n_threads=threads,
+        n_threads_batch=threads,
+        n_ctx=2048,
+        n_batch=2048,
+        n_ubatch=2048,
+        verbose=False,
+    )
     return list(model.embed(text, normalize=True))  # type: ignore[arg-type]
 
 
@@ -88,17 +97,19 @@ def commands(checkpoint: Path, work: Path, threads: int) -> dict[str, list[str]]
     """What each engine is started with, but for the text; files that are missing are made."""
     import peer_models
 
-    from gemma_np.saving import save
-    from gemma_np.source import open_source
-
     found = {}
     for name, format in OURS.items():
-        model = {"nano": "nano", "float32": str(checkpoint)}.get(format, str(work / f"ours-{format}"))
-        if format[0] == "q" and not Path(model).exists():
-            save(open_source(checkpoint), Path(model), format)
-        found[name] = ["gemma-np", "embed", "-m", model, "--threads", str(threads)]
-    for name, (job, maker) in PEERS.items():
-        file = str(getattr(peer_models, maker)(checkpoint, work)) if maker else ""
+        model = "nano" if format == "nano" else checkpoint
+        if format[0] == "q":
+            model = peer_models.bundle(format)(checkpoint, work)
+        found[name] = ["gemma-np", "embed", "-m", str(model), "--threads", str(threads)]
+    makers = {
+        "llama.cpp Q4_0": peer_models.gguf_with_tokenizer("q4_0"),
+        "llama.cpp Q8_0": peer_models.gguf_with_tokenizer("q8_0"),
+        "ONNX Runtime int8": peer_models.onnx_int8,
+    }
+    for name, job in PEERS.items():
+        file = str(makers[name](checkpoint, work)) if name in makers else ""
         options = [str(checkpoint), "--job", job, "--file", file, "--threads", str(threads), "--text"]
         found[name] = [sys.executable, __file__, *options]
     return found

@@ -23,6 +23,34 @@ def folder_for(checkpoint: Path, work: Path) -> Path:
     return work / f"{checkpoint.name}-{key}"
 
 
+def bundle(format: str) -> Maker:
+    """A maker of our quantised folders, as `gemma-np quantize` writes them."""
+
+    def made(checkpoint: Path, work: Path) -> Path:
+        from gemma_np.saving import save
+        from gemma_np.source import open_source
+
+        folder = work / f"gemma_np-{format}"
+        if not folder.is_dir():
+            save(open_source(checkpoint), folder, format)
+        return folder
+
+    return made
+
+
+def gguf_with_tokenizer(format: str) -> Maker:
+    """A maker of GGUF files with a tokenizer, as `gemma-np export-gguf` writes them."""
+
+    def make(checkpoint: Path, work: Path, folder: Path) -> None:
+        from gemma_np.gguf_export import export
+        from gemma_np.source import open_source
+
+        with (folder / "model.gguf").open("wb") as file:
+            export(open_source(checkpoint), file, format)
+
+    return once(make, f"gguf-tokenizer-{format}", "model.gguf")
+
+
 def once(make: Callable[[Path, Path, Path], None], folder: str, name: str) -> Maker:
     """A maker that fills `folder` unless it is there: make(checkpoint, work, the folder to fill)."""
 

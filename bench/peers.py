@@ -48,8 +48,8 @@ class Engine:
         raise NotImplementedError
 
     def megabytes(self) -> float:
-        """Size of the model's files: for a checkpoint its weights, for others the folder that was converted to."""
-        files = self.checkpoint.rglob("*.safetensors") if self.file == self.checkpoint else self.file.parent.iterdir()
+        """Size of the model's files: of a folder its weights, for others the folder that was converted to."""
+        files = self.file.rglob("*.safetensors") if self.file.is_dir() else self.file.parent.iterdir()
         return sum(file.stat().st_size for file in files) / 1e6
 
     def versions(self) -> str:
@@ -84,14 +84,13 @@ def sorted_batches(ids: Ids) -> Iterator[list[int]]:
 
 class Ours(Engine):
     packages = ("gemma-np", "numpy", "numba")
-    quantization: str | None = None
     ours = True
 
     def load(self) -> None:
         from gemma_np import EmbeddingGemma
 
-        self.model = EmbeddingGemma(self.checkpoint, quantization=self.quantization, threads=self.threads)
-        self.settings = {"quantization": self.quantization, "threads": self.threads}
+        self.model = EmbeddingGemma(self.file, threads=self.threads)
+        self.settings = {"quantization": self.model.quantization, "threads": self.threads}
 
     def embed(self, ids: Ids) -> Vectors:
         from gemma_np.batches import split
@@ -108,15 +107,15 @@ class OursFloat32(Ours):
 
 
 class OursQ8(Ours):
-    quantization = "q8_0"
+    maker = staticmethod(peer_models.bundle("q8_0"))
 
 
 class OursQ4(Ours):
-    quantization = "q4_0"
+    maker = staticmethod(peer_models.bundle("q4_0"))
 
 
 class OursMixed(Ours):
-    quantization = "mixed"
+    maker = staticmethod(peer_models.bundle("mixed"))
 
 
 class Torch(Padded):
