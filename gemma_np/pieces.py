@@ -68,7 +68,8 @@ class Pieces:
     @cached_property
     def ids(self) -> dict[bytes, int]:
         """The pieces that merge. A Python dictionary, for `meaning` alone: it costs more than all the arrays."""
-        return {self.piece(id): id for id in range(self.pieces)}
+        text, starts = self.text.tobytes(), self.starts.tolist()
+        return {text[starts[id] : starts[id + 1]]: id for id in range(self.pieces)}
 
     @cached_property
     def added_ids(self) -> dict[bytes, int]:

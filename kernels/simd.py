@@ -80,7 +80,7 @@ def instruction(result: Any, *operands: Any, meaning: Callable[..., Any]) -> Cal
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function of numbers and vectors. Division by zero is the processor's, not an exception: code that can
     raise needs Python's and Numba's libraries, and these kernels need nothing but the C library."""
-    return njit(function, error_model="numpy", no_cpython_wrapper=True)
+    return njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 # ---- memory lent to emulated kernels

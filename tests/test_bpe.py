@@ -231,6 +231,15 @@ def test_without_a_piece_for_the_space_it_becomes_three_bytes(run: Run, tmp_path
     pair.check(" ", " " * 1000, "a a", "▁")
 
 
+def test_an_added_token_that_is_half_a_character_does_no_harm(run: Run, tmp_path: Path) -> None:
+    """Only a damaged file has such a token; every byte is some id all the same."""
+    table = ["<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", b"\xc3", b"\x82", b"\xac "]
+    types = np.array([3, *[6] * 256, 1, 3, 3, 3])
+    ours = encoder(from_scores(tmp_path, table, np.zeros(len(table)), types, [], []), run)
+    (ids,) = ours.encode(["é € a"])
+    assert ids.tolist() == [258, 1 + 0xA9, 257, 1 + 0xE2, 259, 260, 1 + ord("a")]
+
+
 # ---- small tokenizers on all texts
 
 
