@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 import tokenizers
 from gemma_np.kernels import cache, choose
 from gemma_np.kernels.columns import BY_NAME
+from gemma_np.kernels.plan import HASH_BASE, HASH_PRIME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
@@ -229,6 +231,34 @@ def test_without_a_piece_for_the_space_it_becomes_three_bytes(run: Run, tmp_path
     theirs["model"]["vocab"]["unseen"] = theirs["model"]["vocab"].pop("▁")
     pair = Pair(tokenizers.Tokenizer.from_str(json.dumps(theirs)), run, tmp_path)
     pair.check(" ", " " * 1000, "a a", "▁")
+
+
+def test_pieces_as_long_as_can_be(run: Run, tmp_path: Path) -> None:
+    """Two of them side by side are longer than any piece, and than the table of powers."""
+    pieces = ["a", "b", *("a" * 2**n for n in range(1, 8)), "a" * 255, "b" * 2, "b" * 127, "b" * 254]
+    pair = Pair(tokenizer(pieces, all_splits(pieces)), run, tmp_path)
+    pair.check("a" * 128 * 5, "a" * 127, "b" * 600, "ab" * 20)
+
+
+def same_hashes() -> tuple[str, str]:
+    """Two words of seven letters that the hash does not tell apart."""
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, (1 << 18, 7), dtype=np.uint64)
+    hashes = np.zeros(len(letters), np.uint64)
+    for column in letters.T:
+        hashes = (hashes * HASH_BASE + column + 1) % HASH_PRIME
+    order = np.argsort(hashes, kind="stable")
+    for one, other in pairwise(order.tolist()):
+        if hashes[one] == hashes[other] and (letters[one] != letters[other]).any():
+            return tuple("".join(map(chr, letters[i].tolist())) for i in (one, other))  # type: ignore[return-value]
+    raise AssertionError("there are dozens")
+
+
+def test_words_of_the_same_hash_are_told_apart(run: Run, tmp_path: Path) -> None:
+    one, other = same_hashes()
+    letters = sorted({*one, *other})
+    prefixes = sorted({word[:n] for word in (one, other) for n in range(2, 7)}, key=len)
+    pieces = [*letters, *prefixes, one]
+    Pair(tokenizer(pieces, all_splits(pieces)), run, tmp_path).check(one, other, other + one, one + other)
 
 
 def test_an_added_token_that_is_half_a_character_does_no_harm(run: Run, tmp_path: Path) -> None:
