@@ -175,6 +175,13 @@ def test_heads_may_come_from_the_checkpoint(small: Path, files: dict[str, Path])
         EmbeddingGemma(small, dense=False)
 
 
+def test_heads_may_come_from_a_quantised_folder(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    EmbeddingGemma(small).save_pretrained(folder, format="q8_0")
+    model = EmbeddingGemma(exported(folder, tmp_path / "headless.gguf", heads=False), dense=folder)
+    np.testing.assert_array_equal(model.encode(TEXTS[:5]), EmbeddingGemma(folder).encode(TEXTS[:5]))
+
+
 def test_float_heads_of_a_rounded_trunk_are_rounded_to_q8_0(
     small: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
