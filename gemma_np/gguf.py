@@ -12,7 +12,7 @@ All little-endian; a text is its length in bytes and UTF-8; lengths, counts and 
 ggml/src/gguf.cpp, which is as strict about damage as this reader.
 
 The package gguf judges this reader in the tests. It does not replace it: of Gemma's 262,144 pieces with their scores
-it makes a million NumPy arrays, which takes 8 s and 690 MB; here it is 0.03 s and 9 MB (Zen 5, processor's time).
+it makes a million NumPy arrays, which takes 8 s and 690 MB; here it is 0.03 s and 4 MB (Zen 5, processor's time).
 """
 
 import math
@@ -86,16 +86,30 @@ UINT32, UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 
 @dataclass(frozen=True, eq=False, repr=False)  # in a message it would be as long as the file
 class Texts:
-    """An array of texts as it lies in the file: thousands of Python strings are made when they are asked for."""
+    """An array of texts in the file, read when they are asked for.
 
-    data: bytes  # each text behind its length
-    starts: "array[int]"  # of the texts in `data`; one more, 8 bytes behind the last one's end
+    begin    where the array's elements begin in the file, each text behind its length
+    starts   of the texts, counted from there; one more, 8 bytes behind the last one's end
+    """
+
+    source: MappedFile
+    begin: int
+    starts: "array[int]"
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def joined(self) -> tuple[AnyArray, AnyArray]:
+        """All texts behind each other, uint8, and where they begin, int32; one more: the end."""
+        data = np.frombuffer(self.source.read(self.begin, self.starts[-1] - 8), np.uint8)
+        starts = np.frombuffer(self.starts, np.int32)
+        texts = np.ones(len(data), bool)
+        texts[starts[:-1, None] + np.arange(-8, 0, dtype=np.int32)] = False  # their lengths
+        return data[texts], starts - np.arange(8, 8 * len(starts) + 8, 8, dtype=np.int32)
+
     def __iter__(self) -> Any:
-        return (self.data[start : after - 8] for start, after in pairwise(self.starts))
+        data = self.source.read(self.begin, self.starts[-1] - 8)
+        return (data[start : after - 8] for start, after in pairwise(self.starts))
 
 
 @dataclass(frozen=True)
@@ -224,7 +238,7 @@ class Reader:
         """An array of texts: each one's length says where the next one's is, so that only this loop finds them."""
         begin, at, unpack, data = self.at, self.at, UINT64.unpack_from, self.map
         self.skip(8 * count, key)  # as many as there can be
-        starts, last = array("q"), self.end - 8
+        starts, last = array("i"), self.end - 8
         append = starts.append
         for _ in range(count):
             if at > last:
@@ -236,7 +250,7 @@ class Reader:
             raise Damage(f"{key} has {count:,} texts, of which only {len(starts):,} are in the file")
         self.skip(at - begin, key)
         append(at + 8 - begin)
-        return Texts(data[begin:at], starts)
+        return Texts(self.source, begin, starts)
 
     def tensor(self) -> tuple[str, tuple[str, int, int], tuple[int, ...], int]:
         """A tensor's name, type, shape and offset."""

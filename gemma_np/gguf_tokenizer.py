@@ -19,6 +19,7 @@ from gemma_np.pieces import (
     UNUSED,
     USER_DEFINED,
     Pieces,
+    Table,
     from_scores,
     open_pieces,
 )
@@ -56,7 +57,7 @@ def gguf_pieces(file: GGUF, config: Config) -> Pieces:
         )
     prefix = [setting("bos_token_id", int)] if setting("add_bos_token", bool, True) else []
     suffix = [setting("eos_token_id", int)] if setting("add_eos_token", bool, False) else []
-    return from_scores(path, list(table), scores, types, prefix, suffix)
+    return from_scores(path, Table(*table.joined()), scores, types, prefix, suffix)
 
 
 def open_tokenizer(file: GGUF, config: Config, run: Callable[[int], None] | None) -> Tokenizer:

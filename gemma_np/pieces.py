@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save
@@ -84,9 +84,22 @@ class Pieces:
         return {byte: sorted(lengths, reverse=True) for byte, lengths in found.items()}
 
 
+class Table(NamedTuple):
+    """Each id's bytes: text uint8, all behind each other, and starts int32 [V + 1], as in Pieces."""
+
+    text: AnyArray
+    starts: Int32
+
+
+def joined(pieces: Sequence[bytes]) -> Table:
+    """The pieces' table."""
+    starts = np.concatenate([[0], np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))])
+    return Table(np.frombuffer(b"".join(pieces), np.uint8), starts.astype(np.int32))
+
+
 def make_pieces(
     path: Path,
-    table: Sequence[bytes],
+    table: Table,
     ranks: AnyArray | Sequence[int],
     splits: AnyArray | Sequence[int],
     added: Sequence[int],
@@ -95,46 +108,63 @@ def make_pieces(
     suffix: Sequence[int],
     pieces: int,
 ) -> Pieces:
-    """The arrays of Pieces from lists: `table` has each id's bytes, `special` those of `added` that are special.
+    """The arrays of Pieces; `special` names those of `added` that are special.
 
     raises  ValueError: a table that cannot be, with the reason
     """
-    lengths = np.fromiter(map(len, table), np.int64, len(table))
-    ids = dict(zip(table, range(len(table)), strict=True))
-    if not len(table) or lengths.min() < 1 or lengths.max() > LONGEST:
+    text, starts = table
+    lengths = np.diff(starts)
+    if not lengths.size or lengths.min() < 1 or lengths.max() > LONGEST:
         raise ValueError(f"pieces must have 1 to {LONGEST} bytes")
-    if len(ids) < len(table):
-        twice = next(i for i, piece in enumerate(table) if ids[piece] != i)
-        raise ValueError(f"the pieces {twice} and {ids[table[twice]]} are the same, {table[twice]!r}")
-    names = [f"<0x{byte:02X}>".encode() for byte in range(256)]
-    if absent := [name.decode() for name in names if name not in ids]:
-        raise ValueError(f"{absent[0]} is no piece; without it, not every text has ids")
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    text = np.frombuffer(b"".join(table), np.uint8)
-    ordered = sorted(added, key=table.__getitem__)
+    hashes = hashed(text, starts)
+    if twins := same(table, hashes):
+        one, other = twins
+        raise ValueError(f"the pieces {one} and {other} are the same, {piece_of(table, one)!r}")
+    ordered = sorted(added, key=lambda id: piece_of(table, id))
     return Pieces(
         path,
         text,
         starts,
         np.asarray(ranks, np.int32),
         np.asarray(splits, np.uint8),
-        hash_table(text, starts, pieces),
+        hash_table(hashes[:pieces], len(lengths)),
         np.array(ordered, np.int32),
         np.isin(ordered, list(special)).astype(np.uint8),
-        np.array([ids[name] for name in names], np.int32),
+        ids_of_bytes(table),
         np.array(prefix, np.int32),
         np.array(suffix, np.int32),
         pieces,
     )
 
 
+def piece_of(table: Table, id: int) -> bytes:
+    return table.text[table.starts[id] : table.starts[id + 1]].tobytes()
+
+
+def ids_of_bytes(table: Table) -> Int32:
+    """The ids of <0x00> to <0xFF>."""
+    places = np.flatnonzero(np.diff(table.starts) == len("<0x00>"))
+    likely = places[table.text[table.starts[places]] == ord("<")].tolist()
+    ids = {piece_of(table, id): id for id in likely}
+    names = [f"<0x{byte:02X}>".encode() for byte in range(256)]
+    if absent := [name.decode() for name in names if name not in ids]:
+        raise ValueError(f"{absent[0]} is no piece; without it, not every text has ids")
+    return np.array([ids[name] for name in names], np.int32)
+
+
+def same(table: Table, hashes: AnyArray) -> tuple[int, int] | None:
+    """Two pieces that are the same, if there are any; only those of one hash can be."""
+    order = np.argsort(hashes, kind="stable")
+    alike = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    seen: dict[bytes, int] = {}
+    for id in order[np.unique(np.concatenate([alike, alike + 1]))].tolist():
+        if (other := seen.setdefault(piece_of(table, id), id)) != id:
+            return other, id
+    return None
+
+
 def from_scores(
-    path: Path,
-    table: Sequence[bytes | str],
-    scores: AnyArray,
-    types: AnyArray,
-    prefix: Sequence[int],
-    suffix: Sequence[int],
+    path: Path, table: Table, scores: AnyArray, types: AnyArray, prefix: Sequence[int], suffix: Sequence[int]
 ) -> Pieces:
     """The pieces of a GGUF file of SentencePiece's kind: tokenizer.ggml.tokens, scores and token_type.
 
@@ -145,45 +175,57 @@ def from_scores(
     prefix, suffix  ids around each text: [bos] and [eos] where the file says add_bos and add_eos, else empty
     raises          CheckpointError
     """
-    scores, types = np.asarray(scores, np.float32), np.asarray(types)
-    encoded = [piece.encode() if isinstance(piece, str) else bytes(piece) for piece in table]
+    scores, types, V = np.asarray(scores, np.float32), np.asarray(types), len(table.starts) - 1
     user = types == USER_DEFINED
     try:
-        if not len(encoded) == len(scores) == len(types):
-            raise ValueError(f"{len(encoded)} pieces, {len(scores)} scores and {len(types)} types do not fit together")
+        if not V == len(scores) == len(types):
+            raise ValueError(f"{V} pieces, {len(scores)} scores and {len(types)} types do not fit together")
         if np.isnan(scores).any():
             raise ValueError("a score is NaN")
-        if any(not 0 <= id < len(encoded) for id in (*prefix, *suffix)):
-            raise ValueError(f"bos or eos is none of the {len(encoded)} pieces")
-        for id in np.flatnonzero(user).tolist():
-            encoded[id] = encoded[id].replace(b" ", SPACE)
+        if any(not 0 <= id < V for id in (*prefix, *suffix)):
+            raise ValueError(f"bos or eos is none of the {V} pieces")
         normal = types == NORMAL
-        ranks = np.full(len(encoded), -1, np.int32)
+        ranks = np.full(V, -1, np.int32)
         ranks[normal] = np.unique(-scores[normal], return_inverse=True)[1] + 1
         ranks[user] = 0
         special = np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist()
         added = np.flatnonzero(user).tolist() + special
-        return make_pieces(
-            path, encoded, ranks, np.zeros(len(encoded)), added, special, prefix, suffix, pieces=len(encoded)
-        )
+        spaced = with_spaces(table, user)
+        return make_pieces(path, spaced, ranks, np.zeros(V), added, special, prefix, suffix, pieces=V)
     except ValueError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be used: {error}") from None
 
 
-def hash_table(text: AnyArray, starts: Int32, pieces: int) -> Int32:
-    """The slots of kernels/plan.py, between a third and two thirds of them taken by the first `pieces` pieces."""
-    id_bits = bits_of_ids(len(starts) - 1)
-    bits = max(id_bits, (pieces * 3 // 2).bit_length())
-    lengths = np.diff(starts[: pieces + 1])
+def with_spaces(table: Table, chosen: AnyArray) -> Table:
+    """The table with U+2581 for spaces in the chosen pieces, bool [V]."""
+    spaces = np.flatnonzero(table.text == ord(" "))
+    spaces = spaces[chosen[np.searchsorted(table.starts, spaces, side="right") - 1]]
+    text = table.text.copy()
+    text[spaces] = SPACE[0]
+    rest = np.tile(np.frombuffer(SPACE[1:], np.uint8), len(spaces))
+    starts = table.starts + 2 * np.searchsorted(spaces, table.starts)
+    return Table(np.insert(text, np.repeat(spaces + 1, 2), rest), starts.astype(np.int32))
+
+
+def hashed(text: AnyArray, starts: Int32) -> AnyArray:
+    """Each piece's hash, see kernels/plan.py."""
+    lengths = np.diff(starts)
     longest_first = np.argsort(-lengths, kind="stable")
-    hashes = np.zeros(pieces, np.uint64)
+    hashes = np.zeros(len(lengths), np.uint64)
     for depth in range(lengths.max(initial=0)):
         some = longest_first[: np.count_nonzero(lengths > depth)]
         hashes[some] = (hashes[some] * HASH_BASE + text[starts[some] + depth] + 1) % HASH_PRIME
-    hashed = hashes.astype(np.int64)
-    entries = (hashed >> bits << id_bits | np.arange(pieces)).astype(np.int32)
+    return hashes.astype(np.int64)
+
+
+def hash_table(hashes: AnyArray, ids: int) -> Int32:
+    """The slots of kernels/plan.py, between a third and two thirds of them taken by the first of all ids, whose hashes
+    are given."""
+    pieces, id_bits = len(hashes), bits_of_ids(ids)
+    bits = max(id_bits, (pieces * 3 // 2).bit_length())
+    entries = (hashes >> bits << id_bits | np.arange(pieces)).astype(np.int32)
     slots = np.full(1 << bits, -1, np.int32)
-    waiting, places = np.arange(pieces), hashed & (1 << bits) - 1
+    waiting, places = np.arange(pieces), hashes & (1 << bits) - 1
     while waiting.size:  # who finds a slot taken tries the next one
         free = np.flatnonzero(slots[places] < 0)
         first = free[np.unique(places[free], return_index=True)[1]]

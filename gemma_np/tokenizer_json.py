@@ -19,7 +19,7 @@ from typing import Any
 
 from gemma_np.checkpoint import read_json_object
 from gemma_np.errors import CheckpointError
-from gemma_np.pieces import SPACE, Pieces, make_pieces
+from gemma_np.pieces import SPACE, Pieces, joined, make_pieces
 from gemma_np.writers import replaced
 
 Merge = tuple[str, str]
@@ -87,7 +87,7 @@ def _converted(path: Path, content: dict[str, Any]) -> Pieces:
     prefix, suffix = around(content["post_processor"])
     require(all(0 <= id < len(table) for id in prefix + suffix), "its post_processor has ids that are no pieces")
     encoded = [piece.encode() for piece in table]
-    return make_pieces(path, encoded, ranks, splits, list(added.values()), special, prefix, suffix, pieces)
+    return make_pieces(path, joined(encoded), ranks, splits, list(added.values()), special, prefix, suffix, pieces)
 
 
 def around(post_processor: Any) -> tuple[list[int], list[int]]:

@@ -65,6 +65,9 @@ def test_metadata_and_tensors_are_read(tmp_path: Path) -> None:
     assert file.metadata["general.architecture"] == "gemma-embedding"
     assert list(file.metadata["pieces"]) == [b"a", b"", "▁the".encode(), b"x" * 300]
     assert len(file.metadata["pieces"]) == 4
+    text, starts = file.metadata["pieces"].joined()
+    assert text.tobytes() == b"a" + "▁the".encode() + b"x" * 300
+    assert starts.tolist() == [0, 1, 1, 7, 307]
     assert file.metadata["scores"].tolist() == [0.5, -2.0, 3.0]
     assert file.metadata["flag"] is True
     one, two = file.tensors.values()

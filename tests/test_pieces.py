@@ -17,7 +17,18 @@ from small_tokenizer import small_tokenizer
 from gemma_np.arrays import AnyArray
 from gemma_np.bpe import Encoder, glue, meaning
 from gemma_np.errors import CheckpointError
-from gemma_np.pieces import FILE, Pieces, from_scores, hash_table, make_pieces, open_pieces, save_pieces
+from gemma_np.pieces import (
+    FILE,
+    Pieces,
+    Table,
+    from_scores,
+    hash_table,
+    hashed,
+    joined,
+    make_pieces,
+    open_pieces,
+    save_pieces,
+)
 from gemma_np.tokenizer_json import from_tokenizer_json
 
 BYTES = [f"<0x{byte:02X}>".encode() for byte in range(256)]
@@ -141,7 +152,7 @@ def test_a_file_that_is_cut_off_or_missing_is_refused(pieces: Pieces, tmp_path: 
 def test_every_piece_is_found_where_its_hash_says(words: list[bytes]) -> None:
     text = np.frombuffer(b"".join(words) + b"?", np.uint8)
     starts = np.cumsum([0, *map(len, words), 1]).astype(np.int32)
-    slots = hash_table(text, starts, len(words))
+    slots = hash_table(hashed(text, starts)[: len(words)], len(words) + 1)
     bits, id_bits = len(slots).bit_length() - 1, max(len(words), 1).bit_length()
     assert len(slots) == 1 << bits
     assert np.count_nonzero(slots >= 0) == len(words)
@@ -158,9 +169,9 @@ def test_every_piece_is_found_where_its_hash_says(words: list[bytes]) -> None:
 
 def test_a_space_behind_something_else_in_a_piece_is_told(tmp_path: Path) -> None:
     def found(*words: str) -> list[int]:
-        table = [*BYTES, *(word.encode() for word in words)]
-        zeros = np.zeros(len(table), np.int32)
-        return np.flatnonzero(glue(make_pieces(tmp_path, table, zeros, zeros, [], [], [], [], len(table)))).tolist()
+        table = joined([*BYTES, *(word.encode() for word in words)])
+        zeros = np.zeros(256 + len(words), np.int32)
+        return np.flatnonzero(glue(make_pieces(tmp_path, table, zeros, zeros, [], [], [], [], len(zeros)))).tolist()
 
     assert found("▁", "▁▁", "▁a", "a") == []
     assert found("a", "▁") == []  # side by side, and no piece
@@ -171,7 +182,7 @@ def test_a_space_behind_something_else_in_a_piece_is_told(tmp_path: Path) -> Non
 # ---- from GGUF's tables
 
 
-def tables(path: Path) -> tuple[list[str], AnyArray, AnyArray]:
+def tables(path: Path) -> tuple[Table, AnyArray, AnyArray]:
     """What llama.cpp's converter writes for a tokenizer.json of Gemma's layout: scores fall with the rank, added tokens
     have -1000 and spaces for U+2581."""
     content = json.loads(path.read_bytes())
@@ -189,7 +200,7 @@ def tables(path: Path) -> tuple[list[str], AnyArray, AnyArray]:
             if not token["special"]:
                 table[id] = table[id].replace("▁", " ")
     types[vocabulary["<unk>"]] = 2
-    return table, scores, types
+    return joined([piece.encode() for piece in table]), scores, types
 
 
 def check_tables(path: Path, texts: Sequence[str], encode: Callable[[Pieces, str], list[int]]) -> None:
@@ -218,7 +229,7 @@ def test_gemmas_tables_of_gguf_give_the_packages_ids(gemma_json: Path) -> None:
 
 
 def test_bos_and_eos_stand_where_they_are_asked_for(tmp_path: Path) -> None:
-    table, types = ["<bos>", *BYTES, "a"], np.array([3, *[6] * 256, 1])
+    table, types = joined([b"<bos>", *BYTES, b"a"]), np.array([3, *[6] * 256, 1])
     for prefix, suffix in (([], []), ([0], []), ([], [0]), ([0], [0, 0])):
         found = from_scores(tmp_path, table, np.zeros(258, np.float32), types, prefix, suffix)
         (ids,) = Encoder(found, None).encode(["a"])
@@ -226,7 +237,7 @@ def test_bos_and_eos_stand_where_they_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_higher_score_merges_first_and_unused_pieces_never(tmp_path: Path) -> None:
-    table = [*BYTES, b"a", b"b", b"c", b"ab", b"bc", b"abc"]
+    table = joined([*BYTES, b"a", b"b", b"c", b"ab", b"bc", b"abc"])
     types = np.array([6] * 256 + [1] * 6)
 
     def ids(ab: float, bc: float, types: AnyArray) -> list[int]:
@@ -246,17 +257,18 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"scores": np.full(258, np.nan)}, "a score is NaN"),
     "bos": ({"prefix": [258]}, "bos or eos is none of the 258 pieces"),
     "eos": ({"suffix": [-1]}, "bos or eos is none of the 258 pieces"),
-    "twice": ({"table": [*BYTES, b"a", b"a"]}, "the pieces 256 and 257 are the same, b'a'"),
-    "empty": ({"table": [*BYTES, b"a", b""]}, "pieces must have 1 to 255 bytes"),
-    "long": ({"table": [*BYTES, b"a", b"b" * 256]}, "pieces must have 1 to 255 bytes"),
-    "byte": ({"table": [*BYTES[1:], b"b", b"a", b"c"]}, "<0x00> is no piece"),
+    "twice": ({"table": joined([*BYTES, b"a", b"a"])}, "the pieces 256 and 257 are the same, b'a'"),
+    "empty": ({"table": joined([*BYTES, b"a", b""])}, "pieces must have 1 to 255 bytes"),
+    "long": ({"table": joined([*BYTES, b"a", b"b" * 256])}, "pieces must have 1 to 255 bytes"),
+    "byte": ({"table": joined([*BYTES[1:], b"b", b"a", b"c"])}, "<0x00> is no piece"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_TABLES)
 def test_tables_that_cannot_be_are_refused(tmp_path: Path, kind: str) -> None:
     change, message = BAD_TABLES[kind]
-    table = {"table": [*BYTES, b"a", b"b"], "scores": np.zeros(258), "types": np.ones(258), "prefix": [], "suffix": []}
+    good = joined([*BYTES, b"a", b"b"])
+    table = {"table": good, "scores": np.zeros(258), "types": np.ones(258), "prefix": [], "suffix": []}
     from_scores(tmp_path, **table)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=f"its tokenizer cannot be used: {message}"):
         from_scores(tmp_path, **table | change)  # type: ignore[arg-type]

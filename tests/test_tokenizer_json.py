@@ -14,7 +14,7 @@ from small_tokenizer import small_tokenizer
 
 from gemma_np.errors import CheckpointError
 from gemma_np.hub import NANO_FOLDER
-from gemma_np.pieces import FILE, Pieces, from_scores, open_pieces, save_pieces
+from gemma_np.pieces import FILE, Pieces, from_scores, joined, open_pieces, save_pieces
 from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, ranked, write_tokenizer_json
 
 SMALL = json.loads(small_tokenizer().to_str())
@@ -48,7 +48,9 @@ def test_gemmas_own_is_the_same_json_merge_by_merge(shared: Path, gemma_pieces: 
 def test_what_stands_around_a_text_is_written_too(tmp_path: Path, prefix: list[int], suffix: list[int]) -> None:
     table = ["<eos>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "ab"]
     types = [3, 3, *[6] * 256, 1, 1, 1]
-    pieces = from_scores(tmp_path, table, [0.0] * len(table), types, prefix, suffix)  # type: ignore[arg-type]
+    pieces = from_scores(
+        tmp_path, joined([piece.encode() for piece in table]), [0.0] * len(table), types, prefix, suffix
+    )  # type: ignore[arg-type]
     write_tokenizer_json(pieces, tmp_path / "tokenizer.json")
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert theirs.encode("aab<bos>").ids == [*prefix, 258, 260, 1, *suffix]
