@@ -83,7 +83,7 @@ def tokenizer_metadata(source: "Source") -> dict[str, Any]:
             table[id] = table[id] if special else table[id].replace(SPACE, b" ")
     ranks = pieces.ranks[: len(table)]
     for id in np.flatnonzero((kinds == NORMAL) & (ranks < 0)).tolist():
-        if len(table[id].decode()) > 1:
+        if len(table[id].decode(errors="replace")) > 1:
             kinds[id] = UNUSED
     merged = kinds == NORMAL
     ranks = np.where(ranks < 0, ranks.max(initial=0) + 1, ranks)  # what no merge makes comes last

@@ -235,6 +235,8 @@ def bundle_folders() -> list[bytes]:
 def use_bundle(folder: Path) -> None:
     damaged_files(folder)
     use_model(folder)
+    with suppress(InputError):
+        export(open_source(folder), BytesIO(), None, show_progress=False)
     save_model(open_source(folder), folder / "out", "float32", show_progress=False)
 
 
@@ -266,6 +268,7 @@ def use_gguf(folder: Path) -> None:
         if isinstance(value, Texts):
             assert sum(map(len, value)) < path.stat().st_size
     use_model(path)
+    export(open_source(path), BytesIO(), None, show_progress=False)
 
 
 TARGETS = {

@@ -72,6 +72,7 @@ def gguf(key: str, value: bytes) -> bytes:
 
 NORMALIZE = {"type": "sentence_transformers.models.Normalize", "path": "x" * 300}
 TWO, NONE = struct.pack("<IIQII", 9, 4, 2, 1, 2), struct.pack("<IIQ", 9, 4, 0)
+UNUSED = struct.pack("<IIQ270i", 9, 5, 270, *[5] * 270)
 TEXTS, TINY_BASE = struct.pack("<IIQQB", 9, 8, 1, 1, 97), struct.pack("<Id", 12, 1e-300)
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 TEMPLATE = {"type": "TemplateProcessing", "special_tokens": {}}
@@ -156,6 +157,11 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
         "gguf",
         gguf("gemma-embedding.rope.freq_base", TINY_BASE),
         "expected a positive",
+    ),
+    "an unused piece that is no UTF-8": (
+        "gguf",
+        gguf("tokenizer.ggml.token_type", UNUSED).replace(b"aab", b"\xd4ab"),
+        "success",
     ),
     # UnicodeDecodeError; and a kernel that would search the whole table for each pair
     "pieces that are no UTF-8": ("pieces", with_arrays(text=load(pieces_file()[0])["text"] | 0x80), "is no UTF-8"),
