@@ -116,6 +116,9 @@ def resolve_modules(folder: Path) -> Modules:
         raise ConfigError(
             f"{path}: modules are {', '.join(kinds)}; expected Transformer, Pooling, then Dense, Normalize"
         )
+    with_weights = [PurePosixPath(entry["path"]) for entry in entries if entry["type"] in ("Transformer", "Dense")]
+    if len(set(with_weights)) < len(with_weights):
+        raise ConfigError(f"{path}: two modules have their weights in the same folder; expected one for each")
     trunk, pooling = entries[0]["path"], entries[1]["path"]
     heads = tuple(
         _dense(folder, entry["path"]) if entry["type"] == "Dense" else _normalize(folder, entry["path"])

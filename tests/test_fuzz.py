@@ -70,6 +70,7 @@ def gguf(key: str, value: bytes) -> bytes:
     return gguf_with(data, *found, end, value)
 
 
+MODULES = json.loads(of("modules.json"))
 NORMALIZE = {"type": "sentence_transformers.models.Normalize", "path": "x" * 300}
 TWO, NONE = struct.pack("<IIQII", 9, 4, 2, 1, 2), struct.pack("<IIQ", 9, 4, 0)
 UNUSED = struct.pack("<IIQ270i", 9, 5, 270, *[5] * 270)
@@ -106,6 +107,12 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
         "index",
         b"\n=== model.safetensors.index.json -> " + b"x" * 300,
         "model.safetensors is missing",
+    ),
+    # FileExistsError when it is dequantised
+    "two modules in one folder": (
+        "bundle",
+        changed("modules.json", json.dumps([*MODULES[:3], *MODULES[2:]]).encode(), folder=bundle_folders()[0]),
+        "have their weights in the same folder",
     ),
     # each reads its config.json: seconds for a hundred kilobytes
     "ten thousand modules": ("modules", with_modules(*[{**NORMALIZE, "path": ""}] * 10_000), "expected at most 100"),
