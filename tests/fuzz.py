@@ -8,11 +8,12 @@ The rule: whatever a file holds, a reader gives one of our errors or data, and w
 too. A crash, another exception, more than 5 seconds, or memory beyond a small multiple of the file's size is a finding.
 
 Inputs run in a process of their own, each kept in a file before it runs, so that a crash does not lose it. Its address
-space is limited, for memory that Python does not see as well.
+space is limited, for memory that Python does not see as well. Linux only.
 """
 
 import argparse
 import hashlib
+import itertools
 import logging
 import mmap
 import os
@@ -149,7 +150,7 @@ class Run:
         )
 
     def replay(self, paths: Sequence[Path]) -> None:
-        """Inputs again, each in a process of its own: prints what each leads to, and its message."""
+        """Inputs again, each in a process of its own: prints what each leads to. Of a folder, those of this target."""
 
         def show(path: Path) -> None:
             try:
@@ -158,7 +159,7 @@ class Run:
                 said = f"{type(error).__name__}, which is a finding: {error}"
             print(f"{path.name}: {said}".encode(errors="backslashreplace").decode(), flush=True)
 
-        for path in paths:
+        for path in itertools.chain(*(sorted(p.glob(f"{self.name}-*")) if p.is_dir() else [p] for p in paths)):
             if died := self.child(show, path):
                 print(f"{path.name}: ended by {signal.Signals(died).name}", flush=True)
 
