@@ -491,6 +491,27 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, index: object) -> None
         open_checkpoint(tmp_path)
 
 
+def test_an_index_that_names_itself_is_refused(tmp_path: Path) -> None:
+    shards(tmp_path, {"weight_map": {"a": "model.safetensors.index.json"}}, {})
+    with pytest.raises(CheckpointError, match=r"index\.json: its header claims"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "config.json"])
+def test_links_in_a_circle_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("other")
+    (tmp_path / "other").symlink_to(name)
+    for read in (lambda: open_checkpoint(tmp_path), lambda: read_json(tmp_path / name)):
+        with pytest.raises(CheckpointError, match=r"is missing|cannot be read: Too many levels of symbolic links"):
+            read()
+
+
+def test_files_that_are_one_are_read_under_each_name(tmp_path: Path) -> None:
+    shards(tmp_path, {"weight_map": {"a": "0.safetensors", "b": "1.safetensors"}}, {"0.safetensors": ["a", "b"]})
+    (tmp_path / "1.safetensors").hardlink_to(tmp_path / "0.safetensors")
+    assert list(open_checkpoint(tmp_path)) == ["a", "b"]
+
+
 def test_pickle_files_are_never_opened(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(CheckpointError, match=r"pickle files \(\*\.bin\), which can run any code"):
