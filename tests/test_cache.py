@@ -205,7 +205,9 @@ def as_if_compiled(
 
     def load() -> str:
         assert COLUMN is not None
-        assert callable(cache.load(COLUMN, FORMATS))
+        entries = cache.load(COLUMN, FORMATS)
+        assert callable(entries.forward)
+        assert callable(entries.encode)
         return capsys.readouterr().err
 
     return load
