@@ -5,7 +5,7 @@
  *     Z                   all of it is free again
  *     W address size bytes                       write
  *     R address size   -> bytes                  read
- *     C number, 12 integers, 2 float32 as int64  call a kernel; -> 1 when it is done
+ *     C number, 13 integers, 2 float32 as int64  call a kernel; -> 1 when it is done
  *
  * Integers and floats travel in registers of their own, so one type serves all kernels.
  */
@@ -19,7 +19,7 @@
 #undef KERNEL
 
 typedef void (*function)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                         int64_t, int64_t, float, float);
+                         int64_t, int64_t, int64_t, float, float);
 
 static const function kernels[] = {
 #define KERNEL(name) (function)name,
@@ -62,10 +62,11 @@ int main(void) {
             char *place = (char *)number();
             answer(place, number());
         } else if (command == 'C') {
-            int64_t which = number(), a[12], done = 1;
-            for (int i = 0; i < 12; i++) a[i] = number();
+            int64_t which = number(), a[13], done = 1;
+            for (int i = 0; i < 13; i++) a[i] = number();
             float first = real(), second = real();
-            kernels[which](a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], first, second);
+            kernels[which](a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], first,
+                           second);
             answer(&done, 8);
         } else {
             return 2;

@@ -58,7 +58,7 @@ class ArmKernels(Kernels):
             kinds = EXPORTED[name]
             integers = [there(value) for value, kind in zip(arguments, kinds, strict=True) if kind == "i"]
             floats = [bits_of(value) for value, kind in zip(arguments, kinds, strict=True) if kind == "f"]
-            integers, floats = integers + [0] * (12 - len(integers)), floats + [0] * (2 - len(floats))
+            integers, floats = integers + [0] * (13 - len(integers)), floats + [0] * (2 - len(floats))
             self._send("C", list(EXPORTED).index(name), *integers, *floats)
             self._receive(8)
             for start in blocks.keys() - {record.array.ctypes.data for record in records}:

@@ -30,7 +30,7 @@ from small_tokenizer import small_tokenizer
 
 from gemma_np import bpe
 from gemma_np.bpe import Encoder
-from gemma_np.pieces import Pieces, from_scores
+from gemma_np.pieces import Pieces, from_scores, joined
 from gemma_np.tokenizer_json import from_tokenizer_json
 
 EMULATED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -192,7 +192,9 @@ def test_runs_of_some_lengths_that_have_no_scores(seed: int, run: Run, tmp_path:
     table = [piece for piece, _ in sorted(theirs.get_vocab().items(), key=lambda entry: entry[1])]
     types = np.array([{"<": 6, "▁": 4 if len(piece) > 1 else 1}.get(piece[0], 1) for piece in table])
     types[[0, 1, table.index("▁a")]] = 3, 3, 1
-    ours = encoder(from_scores(tmp_path, table, -np.arange(len(table)), types, [1], [0]), run)
+    ours = encoder(
+        from_scores(tmp_path, joined([piece.encode() for piece in table]), -np.arange(len(table)), types, [1], [0]), run
+    )
     texts = ["a".join(" " * draw.randint(0, 50) for _ in range(4)) for _ in range(MANY // 4)]
     assert [ids.tolist() for ids in ours.encode(texts)] == [e.ids for e in theirs.encode_batch(texts)]
 
@@ -263,9 +265,10 @@ def test_words_of_the_same_hash_are_told_apart(run: Run, tmp_path: Path) -> None
 
 def test_an_added_token_that_is_half_a_character_does_no_harm(run: Run, tmp_path: Path) -> None:
     """Only a damaged file has such a token; every byte is some id all the same."""
-    table = ["<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", b"\xc3", b"\x82", b"\xac "]
+    names = ["<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    table = [*(name.encode() for name in names), b"\xc3", b"\x82", b"\xac "]
     types = np.array([3, *[6] * 256, 1, 3, 3, 3])
-    ours = encoder(from_scores(tmp_path, table, np.zeros(len(table)), types, [], []), run)
+    ours = encoder(from_scores(tmp_path, joined(table), np.zeros(len(table)), types, [], []), run)
     (ids,) = ours.encode(["é € a"])
     assert ids.tolist() == [258, 1 + 0xA9, 257, 1 + 0xE2, 259, 260, 1 + ord("a")]
 
