@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from test_gguf_source import exported
 
 from gemma_np import CheckpointError, EmbeddingGemma, hub
 from gemma_np.arrays import Float32
@@ -182,6 +183,15 @@ def test_only_what_the_engine_reads_is_downloaded(client: Client, server: Hub, s
     needed = {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"}
     needed |= {"2_Dense/config.json", "2_Dense/model.safetensors", "config_sentence_transformers.json"}
     assert needed <= server.fetched()
+
+
+def test_of_a_model_that_lends_its_heads_no_more_than_these_is_downloaded(
+    client: Client, server: Hub, small: Path, tmp_path: Path, expected: Float32
+) -> None:
+    file = exported(small, tmp_path / "headless.gguf", heads=False)
+    np.testing.assert_array_equal(client.vector(f"EmbeddingGemma({str(file)!r}, dense={NAME!r})"), expected)
+    assert {"modules.json", "2_Dense/model.safetensors", "3_Dense/model.safetensors"} <= server.fetched()
+    assert not {"config.json", "model.safetensors", "tokenizer.json"} & server.fetched()
 
 
 def test_shards_and_a_trunk_in_a_folder_are_downloaded_too() -> None:
