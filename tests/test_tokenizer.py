@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from gemma_np import EmbeddingGemma, kernels
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
-from gemma_np.pieces import FILE, Pieces, make_pieces, open_pieces, save_pieces
+from gemma_np.pieces import FILE, Pieces, joined, make_pieces, open_pieces, save_pieces
 from gemma_np.tokenizer import Tokenizer
 from gemma_np.tokenizer_json import from_tokenizer_json
 
@@ -379,7 +379,7 @@ def with_token(pieces: Pieces, token: str) -> Pieces:
     added = [*pieces.added.tolist(), len(pieces)]
     around = pieces.prefix.tolist(), pieces.suffix.tolist()
     return make_pieces(
-        pieces.path, table, [*pieces.ranks, -1], [*pieces.splits, 0], added, [], *around, pieces=pieces.pieces
+        pieces.path, joined(table), [*pieces.ranks, -1], [*pieces.splits, 0], added, [], *around, pieces=pieces.pieces
     )
 
 

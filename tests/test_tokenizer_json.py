@@ -13,7 +13,6 @@ import tokenizers
 from small_tokenizer import small_tokenizer
 
 from gemma_np.errors import CheckpointError
-from gemma_np.hub import NANO_FOLDER
 from gemma_np.pieces import FILE, Pieces, from_scores, joined, open_pieces, save_pieces
 from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, ranked, write_tokenizer_json
 
@@ -29,8 +28,8 @@ def written(folder: Path, content: Any) -> Path:
 # ---- and back
 
 
-def test_back_from_a_file_it_is_the_same_json(tmp_path: Path) -> None:
-    for source in (written(tmp_path, SMALL), NANO_FOLDER / "tokenizer.json"):
+def test_back_from_a_file_it_is_the_same_json(nano_float: Path, tmp_path: Path) -> None:
+    for source in (written(tmp_path, SMALL), nano_float / "tokenizer.json"):
         save_pieces(from_tokenizer_json(source), tmp_path / FILE)
         write_tokenizer_json(open_pieces(tmp_path / FILE), tmp_path / "back.json")
         assert json.loads((tmp_path / "back.json").read_bytes()) == json.loads(source.read_bytes())
