@@ -79,6 +79,17 @@ JOBS: dict[str, Callable[[str, str, str, int], list[float]]] = {
 
 
 def measured(command: list[str]) -> tuple[float, float, int]:
+    """`measure` in a small process: a process's peak begins with the size of the one that starts it."""
+    done = subprocess.run(
+        [sys.executable, __file__, ".", "--measure", json.dumps(command)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    seconds, peak, numbers = json.loads(done.stdout)
+    return seconds, peak, numbers
+
+
+def measure(command: list[str]) -> tuple[float, float, int]:
     """Seconds, peak resident MB and how many numbers a process printed."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -122,10 +133,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)  # what the measured processes are told
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--text", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     checkpoint = arguments.checkpoint.resolve()
+    if arguments.measure:
+        print(json.dumps(measure(json.loads(arguments.measure))))
+        return
     if arguments.job:
         print(json.dumps(JOBS[arguments.job](arguments.file, str(checkpoint), arguments.text, arguments.threads)))
         return
@@ -144,7 +159,8 @@ def main() -> None:
                 if number:  # the first brings the files into the cache
                     seconds.setdefault((name, text), []).append(took)
                     peaks[name, text] = max(peaks.get((name, text), 0), peak)
-    print(f"{machine()}; {arguments.threads} threads, {arguments.rounds} rounds\n")
+    facts = machine()
+    print(f"{facts['cpu']} ({facts['flags']}), {arguments.threads} threads, {arguments.rounds} rounds\n")
     print("| engine | short text, s: best / median | peak MB | 256 tokens, s: best / median | peak MB |")
     print("|---|---|---|---|---|")
     for name in started:
