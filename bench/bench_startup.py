@@ -115,8 +115,8 @@ def commands(checkpoint: Path, work: Path, threads: int) -> dict[str, list[str]]
             model = peer_models.bundle(format)(checkpoint, work)
         found[name] = ["gemma-np", "embed", "-m", str(model), "--threads", str(threads)]
     makers = {
-        "llama.cpp Q4_0": peer_models.gguf_with_tokenizer("q4_0"),
-        "llama.cpp Q8_0": peer_models.gguf_with_tokenizer("q8_0"),
+        "llama.cpp Q4_0": peer_models.gguf_q4_0,
+        "llama.cpp Q8_0": peer_models.gguf_q8_0,
         "ONNX Runtime int8": peer_models.onnx_int8,
     }
     for name, job in PEERS.items():

@@ -68,13 +68,14 @@ def our_values(checkpoint: Path, quantization: str) -> dict[str, Any]:
 def their_values(file: Path, config: Config, heads: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The same of a GGUF file, norms included, and the type of each tensor."""
     from gguf import GGUFReader, dequantize
-    from peer_models import GGUF_NAMES
+
+    from gemma_np.gguf_source import FIELDS
 
     names = {"token_embd": "embed_tokens.weight", "output_norm": "norm.weight"}
     names |= {f"dense_{head.split('_')[0]}": f"{head}/linear.weight" for head in heads}
     for i in range(len(config.layers)):
         for field, (name, _) in layer_tensors(config, i).items():
-            names[f"blk.{i}.{GGUF_NAMES[field]}"] = name
+            names[f"blk.{i}.{FIELDS[field]}"] = name
     values: dict[str, Any] = {}
     types: dict[str, str] = {}
     for tensor in GGUFReader(file).tensors:

@@ -38,19 +38,6 @@ def bundle(format: str) -> Maker:
     return made
 
 
-def gguf_with_tokenizer(format: str) -> Maker:
-    """A maker of GGUF files with a tokenizer, as `gemma-np export-gguf` writes them."""
-
-    def make(checkpoint: Path, work: Path, folder: Path) -> None:
-        from gemma_np.gguf_export import export
-        from gemma_np.source import open_source
-
-        with (folder / "model.gguf").open("wb") as file:
-            export(open_source(checkpoint), file, format)
-
-    return once(make, f"gguf-tokenizer-{format}", "model.gguf")
-
-
 def once(make: Callable[[Path, Path, Path], None], folder: str, name: str) -> Maker:
     """A maker that fills `folder` unless it is there: make(checkpoint, work, the folder to fill)."""
 
@@ -155,67 +142,13 @@ def convert_openvino(mode: str, **settings: Any) -> Callable[[Path, Path, Path],
     return make
 
 
-GGUF_NAMES = {
-    "input_layernorm": "attn_norm",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "q_norm": "attn_q_norm",
-    "k_norm": "attn_k_norm",
-    "o_proj": "attn_output",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
+def export_gguf(checkpoint: Path, work: Path, out: Path) -> None:
+    """As `gemma-np export-gguf` writes it: the bytes of llama.cpp's converter, Dense heads included."""
+    from gemma_np.gguf_export import export
+    from gemma_np.source import open_source
 
-
-def write_gguf(checkpoint: Path, work: Path, out: Path) -> None:
-    """As llama.cpp's converter writes it with --sentence-transformers-dense-modules, but without a vocabulary: it gets
-    token ids from us."""
-    import gguf
-    import numpy as np
-
-    from gemma_np.config import read_config
-    from gemma_np.modules import Dense, resolve_modules
-    from gemma_np.weights import checkpoint_tensors, load_weights
-
-    config, modules = read_config(checkpoint), resolve_modules(checkpoint)
-    weights = load_weights(checkpoint_tensors(checkpoint, config, modules), config, modules)
-    sliding = next(layer for layer in config.layers if layer.radius is not None)
-    full = next(layer for layer in config.layers if layer.radius is None)
-    writer = gguf.GGUFWriter(out / "model.gguf", "gemma-embedding")
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.D)
-    writer.add_block_count(len(config.layers))
-    writer.add_feed_forward_length(config.F)
-    writer.add_head_count(full.N)
-    writer.add_head_count_kv(full.K)
-    writer.add_key_length(full.H)
-    writer.add_value_length(full.H)
-    writer.add_layer_norm_rms_eps(full.eps)
-    writer.add_rope_freq_base(full.theta)
-    writer.add_rope_freq_base_swa(sliding.theta)
-    writer.add_sliding_window(2 * (sliding.radius or 0))  # llama.cpp halves the full width
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_vocab_size(config.V)
-    writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for number, head in enumerate((head for head in modules.heads if isinstance(head, Dense)), 2):
-        writer.add_dense_features_dims(f"dense_{number}", head.inputs, head.outputs)
-        writer.add_tensor(f"dense_{number}.weight", np.array(weights.dense[head.name].weight))
-    writer.add_tensor("token_embd.weight", weights.embed_tokens.rows(np.arange(config.V)))
-    writer.add_tensor("output_norm.weight", weights.norm + 1)  # GGUF stores 1 + w
-    for i, layer in enumerate(weights.layers):
-        for field, name in GGUF_NAMES.items():
-            tensor = np.array(getattr(layer, field))
-            writer.add_tensor(f"blk.{i}.{name}.weight", tensor + 1 if tensor.ndim == 1 else tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with (out / "model.gguf").open("wb") as file:
+        export(open_source(checkpoint), file, "f32")
 
 
 def quantize_gguf(file_type: str) -> Callable[[Path, Path, Path], None]:
@@ -238,6 +171,6 @@ onnx_float32 = once(export_onnx, "onnx-float32", "model.onnx")
 onnx_int8 = once(quantize_onnx, "onnx-int8", "model.onnx")
 openvino_int8 = once(convert_openvino("INT8_ASYM"), "openvino-int8", "model.xml")
 openvino_int4 = once(convert_openvino("INT4_SYM", group_size=32, ratio=1.0), "openvino-int4", "model.xml")
-gguf_float32 = once(write_gguf, "gguf-f32", "model.gguf")
+gguf_float32 = once(export_gguf, "gguf-f32", "model.gguf")
 gguf_q8_0 = once(quantize_gguf("Q8_0"), "gguf-q8_0", "model.gguf")
 gguf_q4_0 = once(quantize_gguf("Q4_0"), "gguf-q4_0", "model.gguf")
