@@ -89,8 +89,8 @@ def test_precisions_are_those_of_the_engine(bench: dict[str, Any], precision: st
 
 
 def test_the_model_card_has_the_scores_that_the_bench_prints(bench: dict[str, Any], shared: Path) -> None:
-    """All tasks, dimensions and precisions of nano, to the digit that the table shows and its rounding. Binary codes are
-    signs: another order of sums turns some that are near zero, which moved a score by 0.003 between two kernels."""
+    """All tasks, dimensions and precisions of nano, to the digit that the table shows and its rounding. Binary codes
+    are signs: another order of sums turns some that are near zero, which moved a score by 0.003 between two kernels."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench" / "quality.py"), "nano"], capture_output=True, text=True, check=True
     )
