@@ -13,18 +13,25 @@ FULL_MODEL = "google/embeddinggemma-300m"
 NANO = "nano"  # the name of the small model inside the package
 NANO_FOLDER = Path(__file__).with_name("nano")
 
-# All that the engine reads, so that nothing else is downloaded. Modules live in folders such as 2_Dense.
-FILES = [
+# A checkpoint's settings: what the engine reads, and what a quantised folder keeps for the way back to float32.
+SETTINGS = [
     "config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+]
+# Nothing else is downloaded. Modules live in folders such as 2_Dense.
+FILES = [
+    *SETTINGS,
+    "bundle.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "tokenizer.safetensors",
     "tokenizer.json",
-    "tokenizer_config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
     "[0-9]*_*/*.json",
     "[0-9]*_*/model*.safetensors",
 ]

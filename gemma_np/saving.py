@@ -22,6 +22,7 @@ from gemma_np.bundle import EMBED
 from gemma_np.checkpoint import BYTES, read_json_object
 from gemma_np.errors import InputError
 from gemma_np.folders import Layout, new_folder, write_safetensors
+from gemma_np.hub import SETTINGS
 from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense
 from gemma_np.pieces import FILE, open_pieces, save_pieces
@@ -34,11 +35,6 @@ from gemma_np.weights import Loader, Matrix, dense_shapes, formats_held, layer_t
 log = logging.getLogger("gemma_np")
 FORMATS = ("float32", *QUANTIZATIONS)
 ROWS = 4096  # of the embedding table, at a time
-NOT_SETTINGS = (
-    "tokenizer.json",
-    "model.safetensors.index.json",
-    bundle.MANIFEST,
-)  # they are written anew, or not needed
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def copy_settings(source: Source, folder: Path) -> None:
         if os.path.isdir(source.path / place):  # Normalize's may be missing
             (folder / place).mkdir(parents=True, exist_ok=True)
         for path in sorted((source.path / place).glob("*.json")):
-            if path.name not in NOT_SETTINGS and os.path.isfile(path):  # a device would fill the disk
+            if path.name in SETTINGS and os.path.isfile(path):  # a device would fill the disk
                 shutil.copyfile(path, folder / place / path.name)
 
 

@@ -18,6 +18,7 @@ from test_gguf_source import exported
 
 from gemma_np import CheckpointError, EmbeddingGemma, hub
 from gemma_np.arrays import Float32
+from gemma_np.bundle import read_manifest
 
 NAME = "somebody/small-gemma"
 TOKEN = "hf_SecretSecretSecretSecret"
@@ -200,6 +201,14 @@ def test_shards_and_a_trunk_in_a_folder_are_downloaded_too() -> None:
     wanted = ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     wanted += ["0_Transformer/config.json", "0_Transformer/model.safetensors", "0_Transformer/tokenizer.json"]
     assert list(filter_repo_objects(wanted + NOT_OURS, allow_patterns=hub.FILES)) == wanted
+
+
+def test_a_quantised_folder_is_downloaded_whole() -> None:
+    """Also what only its checksums and `dequantize` ask for."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [*read_manifest(hub.NANO_FOLDER)[1], "bundle.json"]
+    assert set(filter_repo_objects(wanted, allow_patterns=hub.FILES)) == set(wanted)
 
 
 def test_a_revision_is_a_branch_or_a_commit(client: Client, expected: Float32) -> None:
