@@ -152,7 +152,7 @@ def test_damaged_files_are_named(broken: Path, capsys: pytest.CaptureFixture[str
         file.write("\n")
     wrong = damaged_files(broken)
     assert [line.partition(" ")[0] for line in wrong] == ["1_Pooling/config.json", "model.safetensors", "modules.json"]
-    assert [word in line for word, line in zip(["missing", "other bytes", "bytes, expected"], wrong, strict=True)]
+    assert all(word in line for word, line in zip(["missing", "other bytes", "bytes, expected"], wrong, strict=True))
     assert main(["info", str(broken), "--check"]) == 1
     captured = capsys.readouterr()
     assert "model.safetensors has other bytes than were written" in captured.err
