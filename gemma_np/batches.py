@@ -1,7 +1,9 @@
 """Streams of texts into batches, and batches of vectors into one array, with flat memory however many there are."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
+from typing import Any
 
 import numpy as np
 
@@ -14,15 +16,61 @@ BATCH_TOKENS = 1024
 BATCH_TEXTS = 256
 
 
+def strings(inputs: Any, name: str) -> Iterable[str]:
+    """What a caller passed as texts, prompts or titles, to be iterated; each element is checked where it is used.
+
+    Any iterable will do, and a data set that has only `len()` and indices. InputError for what would be iterated, but
+    not as meant: one string, a dictionary, and a table, which gives its columns' names.
+    """
+    columns = getattr(inputs, "columns", None)  # pandas, polars; column_names: pyarrow, datasets
+    columns = getattr(inputs, "column_names", None) if columns is None else columns
+    if columns is not None and not isinstance(inputs, Mapping):
+        names = [] if callable(columns) else [repr(column) for column in columns]
+        raise InputError(
+            f"{name} is a table ({type(inputs).__name__}) with the columns {', '.join(names)}; pass one of them, "
+            f"table[{names[0] if names else 'column'}]"
+        )
+    if isinstance(inputs, str | bytes | Mapping) or getattr(inputs, "shape", None) == ():
+        raise InputError(f"{name} is {described(inputs)}, expected strings")
+    if isinstance(inputs, Iterable):
+        return inputs
+    if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+        return (inputs[i] for i in range(len(inputs)))
+    raise InputError(f"{name} is {described(inputs)}, expected strings")
+
+
+def expected_number(texts: object) -> int | None:
+    """How many texts there will be, as far as `len()` tells: a hint, which may be wrong; None: it does not tell."""
+    try:
+        return operator.length_hint(texts, 0) or None
+    except Exception:  # whatever a stranger's __len__ raises: nothing depends on it
+        return None
+
+
+def described(value: object) -> str:
+    """For messages: what was passed instead of text."""
+    if value is None:
+        return "None"
+    if getattr(value, "shape", None) == ():
+        return f"{type(value).__name__} without axes (take its .item())"
+    return f"{type(value).__name__}" + (" (decode it first)" if isinstance(value, bytes) else "")
+
+
 def paired(texts: Iterable[str], prompts: str | Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each text with its prompt; InputError when there are more of the one than of the other."""
     if isinstance(prompts, str):
         yield from zip(texts, repeat(prompts), strict=False)
         return
-    try:
-        yield from zip(texts, prompts, strict=True)
-    except ValueError:
-        raise InputError("there are not as many prompts or titles as texts; expected one for each text") from None
+    end = object()
+    others = iter(strings(prompts, "prompt"))
+    for text in texts:
+        if (prompt := next(others, end)) is end:
+            break
+        yield text, prompt  # type: ignore[misc]
+    else:
+        if next(others, end) is end:
+            return
+    raise InputError("there are not as many prompts or titles as texts; expected one for each text")
 
 
 def chunked(pairs: Iterator[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -43,16 +91,21 @@ def split(ids: Sequence[Int32]) -> Iterator[slice]:
         yield slice(start, len(ids))
 
 
-def gathered(batches: Iterable[AnyArray], empty: AnyArray, total: int | None) -> AnyArray:
-    """All batches as one array; with their total number known, each is copied once and nothing is held twice.
+def gathered(batches: Iterable[AnyArray], empty: AnyArray, expected: int | None) -> AnyArray:
+    """All batches as one array. Each is copied once and nothing is held twice, if as many rows come as are expected.
 
-    empty    [0, ...] of the right width and dtype
+    empty      [0, ...] of the right width and dtype
+    expected   how many rows there will probably be; None: not known. The rows that come decide
     """
-    if total is None:
-        return np.concatenate([empty, *batches])
-    whole = np.empty((total, *empty.shape[1:]), dtype=empty.dtype)
-    done = 0
+    try:
+        whole = np.empty((expected or 0, *empty.shape[1:]), dtype=empty.dtype)
+    except (MemoryError, ValueError):  # a hint of more than there can be
+        whole = empty
+    done, more = 0, []
     for batch in batches:
-        whole[done : done + len(batch)] = batch
-        done += len(batch)
-    return whole
+        room = whole[done : done + len(batch)]
+        room[:] = batch[: len(room)]
+        done += len(room)
+        if len(room) < len(batch):
+            more.append(batch[len(room) :])
+    return whole if done == len(whole) and not more else np.concatenate([whole[:done], *more])

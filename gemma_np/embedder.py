@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.batches import chunked, gathered, paired, split
+from gemma_np.batches import chunked, expected_number, gathered, paired, split, strings
 from gemma_np.errors import GemmaWarning, InputError
 from gemma_np.modules import Defaults
-from gemma_np.pipeline import Pipeline, described, prompted
+from gemma_np.pipeline import Pipeline, prompted
 from gemma_np.prompts import prompt_named, titled
 
 Texts = str | Iterable[str]
@@ -136,16 +136,15 @@ class EmbeddingGemma(Pipeline):
             )
         if output_value == "token_embeddings" and precision != "float32":
             raise InputError(f"precision = {precision!r} is for sentence embeddings; token embeddings are float32")
-        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-            raise InputError(f"inputs is {described(texts)}, expected strings")
+        each = strings(texts, "inputs")
         dim = self.truncate_dim if truncate_dim is None else truncate_dim
         self.finish(np.empty((0, self.full_dim), np.float32), dim, normalize_embeddings, precision, ranges)  # check now
         doubled: list[int] = []
         cut: list[int] = []
         first = 0
-        bar = _progress(show_progress_bar, len(texts) if isinstance(texts, Sized) else None)
+        bar = _progress(show_progress_bar, expected_number(texts))
         with bar:
-            for chunk, chunk_prompts in chunked(paired(texts, prompts), batch_size):
+            for chunk, chunk_prompts in chunked(paired(each, prompts), batch_size):
                 ids, truncated = self.prepare(chunk, chunk_prompts, truncate=truncate, first=first)
                 cut += truncated
                 doubled += [
@@ -215,8 +214,7 @@ class EmbeddingGemma(Pipeline):
             return arrays[0] if one else arrays
         dim = self.truncate_dim if truncate_dim is None else truncate_dim
         empty = self.finish(np.empty((0, self.full_dim), np.float32), dim, normalize_embeddings, precision, ranges)
-        total = 1 if one else len(texts) if isinstance(texts, Sized) else None
-        vectors = gathered(batches, empty, total)
+        vectors = gathered(batches, empty, 1 if one else expected_number(texts))
         return vectors[0] if one else vectors
 
     def encode_query(
@@ -250,7 +248,8 @@ class EmbeddingGemma(Pipeline):
         if titles is None:
             return self.encode(inputs, prompt_name, prompt, *args, **options)
         document = self.resolve_prompt(prompt_name, prompt)
-        each = [titled(document, title) for title in ([titles] if isinstance(titles, str) else titles)]
+        every = [titles] if isinstance(titles, str) else strings(titles, "titles")
+        each = [titled(document, title, i) for i, title in enumerate(every)]
         return self.encode(inputs, None, each, *args, **options)
 
     def resolve_prompt(self, prompt_name: str | None = None, prompt: Any = None) -> Any:
@@ -270,7 +269,7 @@ class EmbeddingGemma(Pipeline):
 
     def tokenize(self, texts: Texts) -> dict[str, AnyArray]:
         """Texts, without a prompt -> {"input_ids", "attention_mask"}: int64 [B, T], padded with zeros on the right."""
-        ids, _ = self.prepare([texts] if isinstance(texts, str) else list(texts))
+        ids, _ = self.prepare([texts] if isinstance(texts, str) else list(strings(texts, "texts")))
         width = max(map(len, ids), default=0)
         input_ids = np.zeros((len(ids), width), dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
@@ -281,7 +280,7 @@ class EmbeddingGemma(Pipeline):
 
     def count_tokens(self, texts: Texts, prompt_name: str | None = None, prompt: str | None = None) -> Any:
         """How many tokens a text has, prompt, BOS and EOS included, before any cut: an int, or a list for a list."""
-        each = [texts] if isinstance(texts, str) else list(texts)
+        each = [texts] if isinstance(texts, str) else list(strings(texts, "texts"))
         _, lengths = self.tokenizer.encode(prompted(each, self.resolve_prompt(prompt_name, prompt)))
         return lengths[0] if isinstance(texts, str) else lengths
 

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from gemma_np import kernels, model, output
 from gemma_np.arrays import AnyArray, Float32, Int32
+from gemma_np.batches import described, strings
 from gemma_np.config import Config
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.fast import Fast, leading_heads, unfit
@@ -208,18 +209,12 @@ def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0)
     """Each text with its prompt in front; InputError for what is no text."""
     if isinstance(texts, str):
         raise InputError("one string was passed where a list of strings is expected; put it into a list")
-    each = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
+    texts = list(strings(texts, "texts"))
+    each = [prompts] * len(texts) if isinstance(prompts, str) else list(strings(prompts, "prompts"))
     if len(each) != len(texts):
         raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
-    for what, strings in (("text", texts), ("the prompt of text", each)):
-        for i, string in enumerate(strings, first):
+    for what, group in (("text", texts), ("the prompt of text", each)):
+        for i, string in enumerate(group, first):
             if not isinstance(string, str):
                 raise InputError(f"{what} {i} is {described(string)}, expected a string")
     return [prompt + text for prompt, text in zip(each, texts, strict=True)]
-
-
-def described(value: object) -> str:
-    """For messages: what was passed instead of text."""
-    if value is None:
-        return "None"
-    return f"{type(value).__name__}" + (" (decode it first)" if isinstance(value, bytes) else "")

@@ -58,8 +58,13 @@ def prompt_named(name: str, prompts: Mapping[str, str]) -> str:
     return known[name]
 
 
-def titled(prompt: str, title: str | None) -> str:
-    """The document prompt with its title filled in: `title: {title} | text: `; without a title it stays `none`."""
+def titled(prompt: str, title: str | None, number: int = 0) -> str:
+    """The document prompt with its title filled in: `title: {title} | text: `; without a title it stays `none`.
+
+    number   the title's, for messages
+    """
+    if not isinstance(title, str | None):
+        raise InputError(f"title {number} is {type(title).__name__}, expected a string or None")
     if not title:
         return prompt
     if prompt != DOCUMENT:

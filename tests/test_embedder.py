@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 
 from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, InputError, WeightsError
 from gemma_np.errors import GemmaWarning
@@ -54,6 +55,46 @@ def test_any_iterable_of_strings_will_do(model: EmbeddingGemma) -> None:
     for inputs in (tuple(TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object), iter(TEXTS), (text for text in TEXTS)):
         np.testing.assert_array_equal(model.encode(inputs), expected)
     np.testing.assert_array_equal(model.encode(sentences=TEXTS), expected)
+
+
+class Claims(list[str]):
+    """Texts whose `len()` is another number."""
+
+    claimed = 0
+
+    def __len__(self) -> int:
+        return self.claimed
+
+
+@pytest.mark.parametrize("claimed", [0, 1, len(TEXTS) - 1, len(TEXTS) + 1, 500])
+def test_the_texts_that_come_decide_how_many_vectors_there_are(model: EmbeddingGemma, claimed: int) -> None:
+    """Rows that nobody computes would hold what was in the memory before: vectors of earlier calls."""
+    expected = model.encode(TEXTS)
+    texts = Claims(TEXTS)
+    texts.claimed = claimed
+    np.testing.assert_array_equal(model.encode(texts, batch_size=4), expected)
+    for total in (None, claimed):
+        np.testing.assert_array_equal(model.encode(tqdm(iter(TEXTS), total=total, disable=True)), expected)
+
+
+def test_a_pandas_table_is_refused_and_its_column_is_not(model: EmbeddingGemma) -> None:
+    pandas = pytest.importorskip("pandas", reason="needs the extra `parity`: pandas")
+    table = pandas.DataFrame({"text": TEXTS * 30})
+    for call in (model.encode, model.tokenize, model.count_tokens, model.encode_query):
+        with pytest.raises(InputError, match=r"is a table \(DataFrame\) with the columns 'text'; .*table\['text'\]"):
+            call(table)
+    np.testing.assert_array_equal(model.encode(table["text"]), model.encode(TEXTS * 30))
+
+
+def test_a_data_set_with_indices_alone_will_do(model: EmbeddingGemma) -> None:
+    class MapStyle:
+        def __len__(self) -> int:
+            return len(TEXTS)
+
+        def __getitem__(self, i: int) -> str:
+            return TEXTS[i]
+
+    np.testing.assert_array_equal(model.encode(MapStyle()), model.encode(TEXTS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 1000])
@@ -320,6 +361,7 @@ def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) 
         (5, "inputs is int"),
         (b"bytes", r"inputs is bytes \(decode it first\)"),
         ({"text": "a"}, "inputs is dict"),
+        (np.array("a"), r"inputs is ndarray without axes \(take its .item\(\)\), expected strings"),
         (["a", None], "text 1 is None, expected a string"),
         (["a", b"b"], r"text 1 is bytes \(decode it first\), expected a string"),
         (["a", 1.5], "text 1 is float"),
@@ -330,6 +372,20 @@ def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) 
 def test_what_is_no_text_is_told(model: EmbeddingGemma, inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         model.encode(inputs)
+
+
+@pytest.mark.parametrize("prompt", [3, b"query: ", {"query": "q"}, np.array("q"), ["p", 3]])
+def test_a_prompt_that_is_no_string_is_told(model: EmbeddingGemma, prompt: Any) -> None:
+    for call in (model.encode, model.encode_query, model.count_tokens):
+        with pytest.raises(InputError, match=r"prompt.* is .*, expected (a string|strings)"):
+            call(["a", "b"], prompt=prompt)
+
+
+def test_titles_that_are_none_are_told(model: EmbeddingGemma) -> None:
+    with pytest.raises(InputError, match="titles is int, expected strings"):
+        model.encode_document(["a"], titles=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="title 1 is int, expected a string or None"):
+        model.encode_document(["a", "b"], titles=["t", 3])  # type: ignore[list-item]
 
 
 def test_one_string_is_never_taken_for_a_list_of_letters(model: EmbeddingGemma) -> None:
