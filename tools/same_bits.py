@@ -1,0 +1,105 @@
+"""Do two checkouts give the same vectors, bit for bit?
+
+    python tools/same_bits.py write OUT.jsonl MODEL [--checkout DIR] [--quantization FORMAT] [--texts N]
+    python tools/same_bits.py compare OLD.jsonl NEW.jsonl
+
+`write` embeds N texts of 16 to 2,048 tokens, in a hundred languages, half of them with a prompt, with the gemma_np of a
+checkout, and writes a SHA-256 of each vector. GEMMA_NP_KERNELS=numpy in the environment does it with NumPy. `compare`
+names the texts whose vectors differ, and fails if there are any. Needs the development data in ../shared.
+"""
+
+import argparse
+import hashlib
+import json
+import lzma
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+SENTENCES = ROOT.parent / "shared" / "data" / "train" / "multi_sentences.tsv.xz"
+SHORTEST, LONGEST = 16, 2048
+PROMPTS = (None, "query", None, "document")
+
+
+def sentences(count: int) -> list[str]:
+    """Every hundredth sentence of the file, which is sorted by language."""
+    with lzma.open(SENTENCES, "rt", encoding="utf-8") as file:
+        lines = [line.rstrip("\n").split("\t")[-1] for i, line in enumerate(file) if i % 100 == 0]
+    return [lines[i * 7919 % len(lines)] for i in range(count)]
+
+
+def text_of(model: Any, tokens: int, prompt_name: str | None, i: int, known: list[str]) -> str:
+    """Sentences of several languages, cut to as many tokens as fit with the prompt, BOS and EOS."""
+    text = ""
+    while model.count_tokens(text, prompt_name) < tokens:
+        text += known[i % len(known)] + " "
+        i += 13
+    low, high = 0, len(text)  # the longest beginning that fits
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = model.count_tokens(text[:middle], prompt_name) <= tokens
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return text[:low]
+
+
+def write(out: Path, name: str, quantization: str | None, count: int) -> None:
+    from gemma_np import EmbeddingGemma
+
+    model = EmbeddingGemma(name, quantization=quantization)
+    model.max_seq_length = LONGEST
+    known = sentences(5000)
+    lengths = np.geomspace(SHORTEST, LONGEST, count).round().astype(int)
+    with out.open("w") as file:
+        for i, tokens in enumerate(lengths.tolist()):
+            prompt_name = PROMPTS[i % len(PROMPTS)]
+            text = text_of(model, tokens, prompt_name, i, known)
+            vector = model.encode([text], prompt_name=prompt_name)[0]
+            row = {
+                "text": hashlib.sha256(text.encode()).hexdigest()[:16],
+                "tokens": model.count_tokens(text, prompt_name),
+                "prompt_name": prompt_name,
+                "vector": hashlib.sha256(vector.tobytes()).hexdigest(),
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def compare(old: Path, new: Path) -> int:
+    """0 if all vectors are the same."""
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in (old, new)]
+    keys = [[(row["text"], row["prompt_name"]) for row in half] for half in rows]
+    if keys[0] != keys[1]:
+        raise SystemExit(f"{old} and {new} are of different texts")
+    differ = [row["tokens"] for row, other in zip(*rows, strict=True) if row["vector"] != other["vector"]]
+    tokens = [row["tokens"] for row in rows[0]]
+    span = f"{min(tokens)} to {max(tokens)} tokens"
+    print(f"{new.name}: {len(tokens) - len(differ)} of {len(tokens)} vectors ({span}) are the same bits")
+    if differ:
+        print(f"  different: those of {', '.join(map(str, differ[:10]))} tokens")
+    return bool(differ)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    writing = commands.add_parser("write")
+    writing.add_argument("out", type=Path)
+    writing.add_argument("model")
+    writing.add_argument("--checkout", type=Path, default=ROOT, help="whose gemma_np runs; default: this one")
+    writing.add_argument("--quantization")
+    writing.add_argument("--texts", type=int, default=300)
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("old", type=Path)
+    comparing.add_argument("new", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "compare":
+        return compare(arguments.old, arguments.new)
+    sys.path.insert(0, str(arguments.checkout))
+    write(arguments.out, arguments.model, arguments.quantization, arguments.texts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
