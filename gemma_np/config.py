@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_np.checkpoint import read_json_object
 from gemma_np.errors import ConfigError
+from gemma_np.files.safetensors import read_json_object
 
 log = logging.getLogger("gemma_np")
 

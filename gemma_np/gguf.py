@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from gemma_np.arrays import AnyArray
-from gemma_np.checkpoint import MappedFile, map_file
 from gemma_np.errors import CheckpointError
+from gemma_np.files.safetensors import MappedFile, map_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.blocks import PackedTensor, row_bytes, to_blocks
-from gemma_np.checkpoint import BYTES, FLOATS
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
+from gemma_np.files.safetensors import BYTES, FLOATS
 from gemma_np.gguf import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
 from gemma_np.gguf_source import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
 from gemma_np.gguf_tensors import BLOCKS

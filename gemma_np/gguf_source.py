@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from gemma_np.bundle import is_bundle
-from gemma_np.checkpoint import Tensor
 from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
 from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
+from gemma_np.files.safetensors import Tensor
 from gemma_np.gguf import GGUF, Texts, open_gguf
 from gemma_np.gguf_tensors import RoundedTensor, stored
 from gemma_np.gguf_tokenizer import open_tokenizer

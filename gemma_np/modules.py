@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gemma_np.checkpoint import read_json, read_json_object
 from gemma_np.config import Config
 from gemma_np.errors import ConfigError
+from gemma_np.files.safetensors import read_json, read_json_object
 from gemma_np.similarity import NAMES
 
 POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")

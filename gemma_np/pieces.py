@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from gemma_np.arrays import AnyArray, Int32
-from gemma_np.checkpoint import open_safetensors
 from gemma_np.errors import CheckpointError
+from gemma_np.files.safetensors import open_safetensors
 from gemma_np.kernels.plan import HASH_BASE, HASH_PRIME
 from gemma_np.writers import replaced
 

@@ -19,9 +19,9 @@ from gemma_np import bundle
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.blocks import PackedTensor, to_blocks
 from gemma_np.bundle import EMBED
-from gemma_np.checkpoint import BYTES, read_json_object
 from gemma_np.errors import InputError
-from gemma_np.folders import Layout, new_folder, write_safetensors
+from gemma_np.files.safetensors import BYTES, read_json_object
+from gemma_np.files.writing import Layout, new_folder, write_safetensors
 from gemma_np.hub import SETTINGS
 from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense

@@ -15,9 +15,9 @@ import numpy as np
 
 from gemma_np.arrays import Int32
 from gemma_np.bpe import Encoder
-from gemma_np.checkpoint import MAX_HEADER
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, InputError
+from gemma_np.files.safetensors import MAX_HEADER
 from gemma_np.pieces import FILE, Pieces, open_pieces
 
 if TYPE_CHECKING:

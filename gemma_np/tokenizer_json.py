@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gemma_np.checkpoint import read_json_object
 from gemma_np.errors import CheckpointError
+from gemma_np.files.safetensors import read_json_object
 from gemma_np.pieces import SPACE, Pieces, joined, make_pieces
 from gemma_np.writers import replaced
 

@@ -35,9 +35,9 @@ from test_bpe import Checked
 
 from gemma_np import EmbeddingGemma
 from gemma_np.bundle import damaged_files
-from gemma_np.checkpoint import FLOATS, Tensor, open_checkpoint, open_safetensors
 from gemma_np.config import Config, read_config
 from gemma_np.errors import GemmaError, InputError
+from gemma_np.files.safetensors import FLOATS, Tensor, open_checkpoint, open_safetensors
 from gemma_np.gguf import Texts, open_gguf
 from gemma_np.gguf_export import export
 from gemma_np.info import report

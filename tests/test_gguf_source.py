@@ -16,9 +16,9 @@ from sentences import sentences
 from gemma_np import EmbeddingGemma
 from gemma_np.arrays import Float32
 from gemma_np.blocks import BlockTensor, PackedTensor
-from gemma_np.checkpoint import MappedFile, map_file
 from gemma_np.config import Layer
 from gemma_np.errors import CheckpointError, ConfigError, GemmaError, InputError, WeightsError
+from gemma_np.files.safetensors import MappedFile, map_file
 from gemma_np.gguf import GGUF, open_gguf
 from gemma_np.gguf_export import export
 from gemma_np.gguf_source import TRUNK_ALONE, gguf_config, gguf_tensors, open_gguf_source

@@ -11,7 +11,7 @@ from gemma_np.kernels.team import usable_cores
 from safetensors.numpy import load_file, save_file
 
 from gemma_np import EmbeddingGemma, GemmaError, cli, kernels
-from gemma_np.checkpoint import read_json_object
+from gemma_np.files.safetensors import read_json_object
 from gemma_np.info import spans
 from gemma_np.prompts import known_prompts
 

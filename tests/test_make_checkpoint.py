@@ -11,7 +11,7 @@ from make_checkpoint import SMALL, make_checkpoint, stored
 from safetensors.numpy import load_file
 
 from gemma_np import EmbeddingGemma, GemmaError
-from gemma_np.checkpoint import to_float32
+from gemma_np.files.safetensors import to_float32
 from gemma_np.quantize import Packed, quantized_rows
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_checkpoint.py"

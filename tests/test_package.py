@@ -1,6 +1,9 @@
 """What is installed: a wheel that works from an empty folder, and an import that costs next to nothing."""
 
 import ast
+import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -32,10 +35,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"gemma_np"}
-    sources = {f"gemma_np/{path.name}" for path in (ROOT / "gemma_np").glob("*.py")}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gemma_np").rglob("*.py")}
     kernels = {f"gemma_np/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert sources | kernels | {"gemma_np/py.typed", "gemma_np/MODEL.md"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_build_prints_no_warning(tmp_path: Path) -> None:
+    """setuptools warns of what it will do with folders that look like packages: 40 lines of each installation."""
+    clone = tmp_path / "clone"
+    ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, clone, ignore=ignored)
+    quiet = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # warned of, too
+    command = [sys.executable, "-m", "build", "--wheel", "-o", str(tmp_path), str(clone)]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.findall(r"(?i).*\bwarning\b.*|.*absent from.*", done.stdout + done.stderr)
 
 
 def test_the_wheel_carries_nano_whole_and_stays_light(wheel: Path) -> None:

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from zoo import ZOO
 
 from gemma_np import EmbeddingGemma
-from gemma_np.checkpoint import read_json_object
 from gemma_np.cli import main
 from gemma_np.errors import InputError, WeightsError
+from gemma_np.files.safetensors import read_json_object
 from gemma_np.loss import SAMPLE, cosines
 from gemma_np.saving import save
 from gemma_np.source import open_source

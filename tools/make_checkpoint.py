@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from gemma_np import GemmaError
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.checkpoint import to_float32
 from gemma_np.config import read_config
+from gemma_np.files.safetensors import to_float32
 from gemma_np.modules import Dense
 from gemma_np.prompts import DOCUMENT, SEARCH
 from gemma_np.quantize import FORMATS, quantized_rows

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from gemma_np.checkpoint import Tensor, open_checkpoint, open_safetensors, read_json, read_json_object
 from gemma_np.errors import CheckpointError
+from gemma_np.files.safetensors import Tensor, open_checkpoint, open_safetensors, read_json, read_json_object
 
 Parts = dict[str, tuple[str, tuple[int, ...], bytes]]  # name -> dtype, shape, content
 
@@ -190,7 +190,7 @@ SPARSE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from gemma_np.checkpoint import open_safetensors
+from gemma_np.files.safetensors import open_safetensors
 table = open_safetensors(Path(sys.argv[1]))["embed_tokens.weight"]
 V = table.shape[0]
 table.rows(np.array([0]))

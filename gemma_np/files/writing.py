@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from gemma_np.arrays import AnyArray
-from gemma_np.checkpoint import BYTES
 from gemma_np.errors import InputError
+from gemma_np.files.safetensors import BYTES
 
 # Names of a file's tensors, in their order, with safetensors' name of the element type and the shape.
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
