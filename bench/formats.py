@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 
 from gemma_np import EmbeddingGemma
 from gemma_np.config import Config, read_config
-from gemma_np.quantize import QUANTIZATIONS, format_of, quantized_rows
-from gemma_np.weights import layer_tensors
+from gemma_np.weights.loading import layer_tensors
+from gemma_np.weights.quantize import QUANTIZATIONS, format_of, quantized_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference_float64 import Reference

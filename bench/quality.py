@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from gemma_np import EmbeddingGemma, output
-from gemma_np.quantize import QUANTIZATIONS
+from gemma_np.weights.quantize import QUANTIZATIONS
 
 Array = NDArray[Any]
 Encode = Callable[[list[str], str], Array]  # texts and a prompt's name -> float32 [n, dim]

@@ -13,8 +13,8 @@ from gemma_np.config import Config
 from gemma_np.model import embed_tokens
 from gemma_np.modules import Dense, Modules
 from gemma_np.ops import rope_table
-from gemma_np.quantize import Packed
-from gemma_np.weights import Matrix, Weights, formats_of
+from gemma_np.weights.loading import Matrix, Weights, formats_of
+from gemma_np.weights.quantize import Packed
 
 FIRST_TOKENS = 8192  # an engine's room at first; more, which a config may claim without end, when a text needs it
 

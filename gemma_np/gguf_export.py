@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.blocks import PackedTensor, row_bytes, to_blocks
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.files.safetensors import BYTES, FLOATS
 from gemma_np.gguf import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
@@ -23,9 +22,10 @@ from gemma_np.gguf_tensors import BLOCKS
 from gemma_np.gguf_tokenizer import tokenizer_metadata
 from gemma_np.modules import Dense, Normalize
 from gemma_np.prompts import PUBLISHED
-from gemma_np.quantize import Packed, check_shape, encode
 from gemma_np.source import Source
-from gemma_np.weights import FUSED, Loader, Matrix, formats_held, layer_tensors, tensor_name
+from gemma_np.weights.blocks import PackedTensor, row_bytes, to_blocks
+from gemma_np.weights.loading import FUSED, Loader, Matrix, formats_held, layer_tensors, tensor_name
+from gemma_np.weights.quantize import Packed, check_shape, encode
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers for a file's matrices

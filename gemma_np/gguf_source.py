@@ -24,7 +24,7 @@ from gemma_np.hub import FULL_MODEL
 from gemma_np.modules import Defaults, Dense, Modules, Normalize, check_widths, read_defaults, resolve_modules
 from gemma_np.prompts import PUBLISHED
 from gemma_np.source import Source, open_source
-from gemma_np.weights import Stored, dense_tensors, formats_held, layer_tensors
+from gemma_np.weights.loading import Stored, dense_tensors, formats_held, layer_tensors
 
 log = logging.getLogger("gemma_np")
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.blocks import BlockTensor, check_scales
 from gemma_np.errors import CheckpointError
 from gemma_np.files.safetensors import FLOATS, MappedFile, Tensor
 from gemma_np.gguf import TYPES, TensorInfo
-from gemma_np.quantize import UInt8
+from gemma_np.weights.blocks import BlockTensor, check_scales
+from gemma_np.weights.quantize import UInt8
 
 BLOCKS = {"Q8_0": "q8_0", "Q4_0": "q4_0"}
 Q6_K = next(kind for kind in TYPES.values() if kind[0] == "Q6_K")  # name, values in a block, bytes of a block

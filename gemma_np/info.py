@@ -22,10 +22,10 @@ from gemma_np.kernels.team import usable_cores
 from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
-from gemma_np.quantize import BITS
 from gemma_np.source import open_source
 from gemma_np.tokenizer import Tokenizer
-from gemma_np.weights import Stored, checkpoint_tensors, formats_held
+from gemma_np.weights.loading import Stored, checkpoint_tensors, formats_held
+from gemma_np.weights.quantize import BITS
 
 
 def report(

@@ -9,10 +9,10 @@ import numpy as np
 
 from gemma_np import model
 from gemma_np.arrays import Float32, Int32
-from gemma_np.blocks import PackedTensor
 from gemma_np.ops import rms_norm, rope_table
 from gemma_np.source import Source
-from gemma_np.weights import Loader, Weights, layer_tensors
+from gemma_np.weights.blocks import PackedTensor
+from gemma_np.weights.loading import Loader, Weights, layer_tensors
 
 # One text of each kind that people embed, in several scripts.
 SAMPLE = (

@@ -15,8 +15,8 @@ from gemma_np.config import Config, Layer
 from gemma_np.linear import linear
 from gemma_np.modules import Dense, Modules, Normalize
 from gemma_np.ops import gelu_tanh, l2_normalize, rms_norm, rope_table, rotate, softmax, window_mask
-from gemma_np.quantize import quantized_rows
-from gemma_np.weights import LayerWeights, Weights
+from gemma_np.weights.loading import LayerWeights, Weights
+from gemma_np.weights.quantize import quantized_rows
 
 Trace = Callable[[str, AnyArray], None]
 Rope = tuple[Float32, Float32]

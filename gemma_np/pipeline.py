@@ -22,9 +22,9 @@ from gemma_np.config import Config
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.fast import Fast, leading_heads, unfit
 from gemma_np.modules import Modules
-from gemma_np.quantize import format_of
 from gemma_np.source import open_source
-from gemma_np.weights import find_nonfinite, load_weights
+from gemma_np.weights.loading import find_nonfinite, load_weights
+from gemma_np.weights.quantize import format_of
 
 
 class Pipeline:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from gemma_np import bundle
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.blocks import PackedTensor, to_blocks
 from gemma_np.bundle import EMBED
 from gemma_np.errors import InputError
 from gemma_np.files.safetensors import BYTES, read_json_object
@@ -27,10 +26,11 @@ from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense
 from gemma_np.pieces import FILE, open_pieces, save_pieces
 from gemma_np.pipeline import Pipeline
-from gemma_np.quantize import QUANTIZATIONS, Packed, encode, format_of
 from gemma_np.source import Source
 from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, write_tokenizer_json
-from gemma_np.weights import Loader, Matrix, dense_shapes, formats_held, layer_tensors, trunk_shapes
+from gemma_np.weights.blocks import PackedTensor, to_blocks
+from gemma_np.weights.loading import Loader, Matrix, dense_shapes, formats_held, layer_tensors, trunk_shapes
+from gemma_np.weights.quantize import QUANTIZATIONS, Packed, encode, format_of
 
 log = logging.getLogger("gemma_np")
 FORMATS = ("float32", *QUANTIZATIONS)

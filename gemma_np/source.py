@@ -12,7 +12,7 @@ from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.tokenizer import Tokenizer
-from gemma_np.weights import Stored, checkpoint_tensors
+from gemma_np.weights.loading import Stored, checkpoint_tensors
 
 
 @dataclass(frozen=True)

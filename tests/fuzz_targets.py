@@ -48,7 +48,7 @@ from gemma_np.saving import save as save_model
 from gemma_np.source import open_source
 from gemma_np.tokenizer import Tokenizer
 from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, write_tokenizer_json
-from gemma_np.weights import trunk_shapes
+from gemma_np.weights.loading import trunk_shapes
 
 Mutate = Callable[[random.Random, bytes], bytes]
 

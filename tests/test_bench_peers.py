@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_np.quantize import QUANTIZATIONS, quantized_rows
+from gemma_np.weights.quantize import QUANTIZATIONS, quantized_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def test_the_floor_counts_the_pairs_inside_the_window(bench: Any, T: int, radius
 def test_the_floor_counts_every_weight_of_a_product(bench: Any, small: Path) -> None:
     """All matrices of the file but the embedding table: the trunk's for each token, the Dense heads' for each text."""
     from gemma_np import EmbeddingGemma
-    from gemma_np.weights import dense_shapes, trunk_shapes
+    from gemma_np.weights.loading import dense_shapes, trunk_shapes
 
     model = EmbeddingGemma(small)
     shapes = {name: shape for name, shape in trunk_shapes(model.config).items() if name != "embed_tokens.weight"}

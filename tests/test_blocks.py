@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.blocks import BLOCK_BYTES, BlockTensor, PackedTensor, from_blocks, row_bytes, to_blocks
 from gemma_np.errors import CheckpointError
 from gemma_np.files.safetensors import MappedFile, map_file
-from gemma_np.quantize import Packed, encode, pack, pack_codes
+from gemma_np.weights.blocks import BLOCK_BYTES, BlockTensor, PackedTensor, from_blocks, row_bytes, to_blocks
+from gemma_np.weights.quantize import Packed, encode, pack, pack_codes
 
 FORMATS = ("q8_0", "q4_0")
 ZERO = {"q8_0": 0, "q4_0": 8}  # q8_0's codes are signed in blocks

@@ -24,7 +24,7 @@ from gemma_np import EmbeddingGemma, model
 from gemma_np.arrays import AnyArray, Float32, Int32
 from gemma_np.fast import Fast
 from gemma_np.ops import rope_table, rotate
-from gemma_np.quantize import QUANTIZATIONS, Packed, quantized_rows
+from gemma_np.weights.quantize import QUANTIZATIONS, Packed, quantized_rows
 
 FORMATS = (None, *QUANTIZATIONS)
 Names = dict[str, AnyArray]

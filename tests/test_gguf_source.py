@@ -15,7 +15,6 @@ from sentences import sentences
 
 from gemma_np import EmbeddingGemma
 from gemma_np.arrays import Float32
-from gemma_np.blocks import BlockTensor, PackedTensor
 from gemma_np.config import Layer
 from gemma_np.errors import CheckpointError, ConfigError, GemmaError, InputError, WeightsError
 from gemma_np.files.safetensors import MappedFile, map_file
@@ -25,6 +24,7 @@ from gemma_np.gguf_source import TRUNK_ALONE, gguf_config, gguf_tensors, open_gg
 from gemma_np.gguf_tensors import NormTensor, Q6KTensor, decode_q6_k
 from gemma_np.gguf_tokenizer import gguf_pieces
 from gemma_np.source import open_source
+from gemma_np.weights.blocks import BlockTensor, PackedTensor
 
 TEXTS = sentences()
 KEY = "gemma-embedding"

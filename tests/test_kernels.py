@@ -25,7 +25,7 @@ from gemma_np.kernels.columns import BY_NAME
 from gemma_np.kernels.plan import MATRIX, PLAN, UNPACKED
 
 from gemma_np.arrays import AnyArray
-from gemma_np.quantize import FORMATS, Packed, pack
+from gemma_np.weights.quantize import FORMATS, Packed, pack
 
 EMULATED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 ARM = os.environ.get("GEMMA_NP_TEST_ARM")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from gemma_np import EmbeddingGemma, GemmaError
 from gemma_np.files.safetensors import to_float32
-from gemma_np.quantize import Packed, quantized_rows
+from gemma_np.weights.quantize import Packed, quantized_rows
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_checkpoint.py"
 

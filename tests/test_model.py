@@ -12,7 +12,7 @@ from reference_float64 import Reference
 
 from gemma_np.model import attend, embed, trunk
 from gemma_np.pipeline import Pipeline
-from gemma_np.weights import DenseWeights, Weights
+from gemma_np.weights.loading import DenseWeights, Weights
 
 RADIUS = 16  # of `small`'s sliding layers
 # The weights are well-behaved, so 6 layers of float32 stay within a few units in the last place of values near 1.

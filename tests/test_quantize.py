@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.blocks import BLOCK_BYTES, to_blocks
 from gemma_np.config import read_config
 from gemma_np.errors import InputError, WeightsError
-from gemma_np.quantize import (
+from gemma_np.weights.blocks import BLOCK_BYTES, to_blocks
+from gemma_np.weights.loading import trunk_shapes
+from gemma_np.weights.quantize import (
     BLOCK,
     FORMATS,
     STEPS,
@@ -27,7 +28,6 @@ from gemma_np.quantize import (
     pack,
     quantized_rows,
 )
-from gemma_np.weights import trunk_shapes
 
 QUANTISED = FORMATS[1:]
 OVERFLOW = {"q8_0": 65520 * 127, "q4_0": 65520 * 8}  # the first magnitude whose scale is infinite in float16

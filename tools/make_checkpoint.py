@@ -30,8 +30,8 @@ from gemma_np.config import read_config
 from gemma_np.files.safetensors import to_float32
 from gemma_np.modules import Dense
 from gemma_np.prompts import DOCUMENT, SEARCH
-from gemma_np.quantize import FORMATS, quantized_rows
-from gemma_np.weights import dense_shapes, trunk_shapes
+from gemma_np.weights.loading import dense_shapes, trunk_shapes
+from gemma_np.weights.quantize import FORMATS, quantized_rows
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}

@@ -16,7 +16,7 @@ from gemma_np.arrays import Float32, Int32
 from gemma_np.config import Layer
 from gemma_np.model import Steps, block
 from gemma_np.ops import rope_table
-from gemma_np.weights import LayerWeights
+from gemma_np.weights.loading import LayerWeights
 
 CONTENT: dict[str, Any] = json.loads((Path(__file__).parent / "real_stats.json").read_bytes())
 D, H, F, L = 768, 256, 1152, 24  # the real model's hidden size, head size, feed-forward size and layers

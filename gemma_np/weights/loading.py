@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from gemma_np.arrays import AnyArray, Float32, Int32
-from gemma_np.blocks import BlockTensor, PackedTensor
 from gemma_np.config import Config
 from gemma_np.errors import WeightsError
 from gemma_np.files.safetensors import Tensor, open_checkpoint, open_safetensors
 from gemma_np.modules import Dense, Modules
-from gemma_np.quantize import BLOCK, LANES, Packed, check_shape, format_of, pack, pack_codes
+from gemma_np.weights.blocks import BlockTensor, PackedTensor
+from gemma_np.weights.quantize import BLOCK, LANES, Packed, check_shape, format_of, pack, pack_codes
 
 log = logging.getLogger("gemma_np")
 

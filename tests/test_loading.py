@@ -19,7 +19,7 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import read_config
 from gemma_np.errors import CheckpointError, WeightsError
 from gemma_np.modules import resolve_modules
-from gemma_np.weights import (
+from gemma_np.weights.loading import (
     Weights,
     checkpoint_tensors,
     find_nonfinite,
@@ -197,7 +197,7 @@ import sys
 from pathlib import Path
 from gemma_np.config import read_config
 from gemma_np.modules import resolve_modules
-from gemma_np.weights import checkpoint_tensors, load_weights
+from gemma_np.weights.loading import checkpoint_tensors, load_weights
 folder = Path(sys.argv[1])
 config, modules = read_config(folder), resolve_modules(folder)
 weights = load_weights(checkpoint_tensors(folder, config, modules), config, modules)

@@ -1,0 +1,1 @@
+"""Matrices: their names and shapes, what a code means, where it lies, and how they are loaded."""
