@@ -68,7 +68,7 @@ def sample_sentences(path: Path, checkpoint: Path, number: int) -> Ids:
     """Sentences from all over a file (one a line, behind the last tab), with the document prompt, as token ids."""
     from gemma_np.config import read_config
     from gemma_np.prompts import DOCUMENT
-    from gemma_np.tokenizer import Tokenizer
+    from gemma_np.tokens.tokenizer import Tokenizer
 
     log(f"reading {number} sentences of {path.name}")
     with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:

@@ -10,7 +10,8 @@ import numpy as np
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaWarning, InputError
 from gemma_np.gguf import GGUF, Texts, open_gguf
-from gemma_np.pieces import (
+from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json
+from gemma_np.tokens.pieces import (
     BYTE,
     CONTROL,
     FILE,
@@ -23,8 +24,7 @@ from gemma_np.pieces import (
     from_scores,
     open_pieces,
 )
-from gemma_np.tokenizer import Tokenizer
-from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json
+from gemma_np.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gemma_np.source import Source

@@ -23,7 +23,7 @@ from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_m
 from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
 from gemma_np.source import open_source
-from gemma_np.tokenizer import Tokenizer
+from gemma_np.tokens.tokenizer import Tokenizer
 from gemma_np.weights.loading import Stored, checkpoint_tensors, formats_held
 from gemma_np.weights.quantize import BITS
 

@@ -24,10 +24,10 @@ from gemma_np.files.writing import Layout, new_folder, write_safetensors
 from gemma_np.hub import SETTINGS
 from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense
-from gemma_np.pieces import FILE, open_pieces, save_pieces
 from gemma_np.pipeline import Pipeline
 from gemma_np.source import Source
-from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, write_tokenizer_json
+from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
+from gemma_np.tokens.pieces import FILE, open_pieces, save_pieces
 from gemma_np.weights.blocks import PackedTensor, to_blocks
 from gemma_np.weights.loading import Loader, Matrix, dense_shapes, formats_held, layer_tensors, trunk_shapes
 from gemma_np.weights.quantize import QUANTIZATIONS, Packed, encode, format_of

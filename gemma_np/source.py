@@ -11,7 +11,7 @@ from gemma_np.bundle import bundle_tensors, is_bundle, read_manifest
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
-from gemma_np.tokenizer import Tokenizer
+from gemma_np.tokens.tokenizer import Tokenizer
 from gemma_np.weights.loading import Stored, checkpoint_tensors
 
 

@@ -77,7 +77,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def gemma_pieces(shared: Path) -> Any:
     """The arrays of Gemma's own tokenizer.json; to make them takes seconds."""
-    from gemma_np.tokenizer_json import from_tokenizer_json
+    from gemma_np.tokens.json_file import from_tokenizer_json
 
     return from_tokenizer_json(shared / "data/embeddinggemma-300m/tokenizer.json")
 

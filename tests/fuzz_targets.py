@@ -42,12 +42,12 @@ from gemma_np.gguf import Texts, open_gguf
 from gemma_np.gguf_export import export
 from gemma_np.info import report
 from gemma_np.modules import check_widths, read_defaults, read_max_seq_length, resolve_modules
-from gemma_np.pieces import FILE as PIECES
-from gemma_np.pieces import open_pieces, save_pieces
 from gemma_np.saving import save as save_model
 from gemma_np.source import open_source
-from gemma_np.tokenizer import Tokenizer
-from gemma_np.tokenizer_json import Inexpressible, from_tokenizer_json, write_tokenizer_json
+from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
+from gemma_np.tokens.pieces import FILE as PIECES
+from gemma_np.tokens.pieces import open_pieces, save_pieces
+from gemma_np.tokens.tokenizer import Tokenizer
 from gemma_np.weights.loading import trunk_shapes
 
 Mutate = Callable[[random.Random, bytes], bytes]

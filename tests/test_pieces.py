@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
 
 from gemma_np.arrays import AnyArray
-from gemma_np.bpe import Encoder, glue, meaning
 from gemma_np.errors import CheckpointError
-from gemma_np.pieces import (
+from gemma_np.tokens.bpe import Encoder, glue, meaning
+from gemma_np.tokens.json_file import from_tokenizer_json
+from gemma_np.tokens.pieces import (
     FILE,
     Pieces,
     Table,
@@ -29,7 +30,6 @@ from gemma_np.pieces import (
     open_pieces,
     save_pieces,
 )
-from gemma_np.tokenizer_json import from_tokenizer_json
 
 BYTES = [f"<0x{byte:02X}>".encode() for byte in range(256)]
 

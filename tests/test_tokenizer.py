@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from gemma_np import EmbeddingGemma, kernels
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
-from gemma_np.pieces import FILE, Pieces, joined, make_pieces, open_pieces, save_pieces
-from gemma_np.tokenizer import Tokenizer
-from gemma_np.tokenizer_json import from_tokenizer_json
+from gemma_np.tokens.json_file import from_tokenizer_json
+from gemma_np.tokens.pieces import FILE, Pieces, joined, make_pieces, open_pieces, save_pieces
+from gemma_np.tokens.tokenizer import Tokenizer
 
 WORLD = [
     "The quick brown fox jumps over the lazy dog.",

@@ -27,7 +27,7 @@ from sentences import PARAGRAPH, sentences
 
 from gemma_np.config import read_config
 from gemma_np.pipeline import Pipeline
-from gemma_np.tokenizer import Tokenizer
+from gemma_np.tokens.tokenizer import Tokenizer
 
 TEXTS = [*sentences()[::3], 3 * PARAGRAPH, 7 * PARAGRAPH]  # the last ones are longer than the window
 Array = np.ndarray[Any, Any]

@@ -48,8 +48,8 @@ def main() -> int:
     from gemma_np.kernels.cache import load
 
     from gemma_np import kernels
-    from gemma_np.bpe import Encoder
-    from gemma_np.tokenizer_json import from_tokenizer_json
+    from gemma_np.tokens.bpe import Encoder
+    from gemma_np.tokens.json_file import from_tokenizer_json
 
     column = kernels.choose().column
     ours = Encoder(from_tokenizer_json(arguments.tokenizer), load(column, ("q8_0",)).encode if column else None)

@@ -19,7 +19,7 @@ from typing import Any
 
 from gemma_np.errors import CheckpointError
 from gemma_np.files.safetensors import read_json_object
-from gemma_np.pieces import SPACE, Pieces, joined, make_pieces
+from gemma_np.tokens.pieces import SPACE, Pieces, joined, make_pieces
 from gemma_np.writers import replaced
 
 Merge = tuple[str, str]

@@ -17,7 +17,7 @@ import numpy as np
 
 from gemma_np.arrays import AnyArray, Int32
 from gemma_np.kernels.plan import BPE, HASH_BASE, HASH_PRIME, bpe_scratch
-from gemma_np.pieces import LONGEST, SPACE, Pieces, bits_of_ids
+from gemma_np.tokens.pieces import LONGEST, SPACE, Pieces, bits_of_ids
 
 GROUP = 2**18  # bytes of texts for one call of the kernel
 ESCAPE = "surrogateescape"  # a text is UTF-8, but the added tokens of a damaged file may cut it anywhere

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gemma_np.arrays import Int32
-from gemma_np.bpe import Encoder
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.files.safetensors import MAX_HEADER
-from gemma_np.pieces import FILE, Pieces, open_pieces
+from gemma_np.tokens.bpe import Encoder
+from gemma_np.tokens.pieces import FILE, Pieces, open_pieces
 
 if TYPE_CHECKING:
     import tokenizers

@@ -1,0 +1,1 @@
+"""Text to token ids: our own encoder over mapped arrays, or the `tokenizers` package."""
