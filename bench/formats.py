@@ -69,7 +69,7 @@ def their_values(file: Path, config: Config, heads: list[str]) -> tuple[dict[str
     """The same of a GGUF file, norms included, and the type of each tensor."""
     from gguf import GGUFReader, dequantize
 
-    from gemma_np.gguf_source import FIELDS
+    from gemma_np.gguf.source import FIELDS
 
     names = {"token_embd": "embed_tokens.weight", "output_norm": "norm.weight"}
     names |= {f"dense_{head.split('_')[0]}": f"{head}/linear.weight" for head in heads}

@@ -144,7 +144,7 @@ def convert_openvino(mode: str, **settings: Any) -> Callable[[Path, Path, Path],
 
 def export_gguf(checkpoint: Path, work: Path, out: Path) -> None:
     """As `gemma-np export-gguf` writes it: the bytes of llama.cpp's converter, Dense heads included."""
-    from gemma_np.gguf_export import export
+    from gemma_np.gguf.export import export
     from gemma_np.source import open_source
 
     with (out / "model.gguf").open("wb") as file:

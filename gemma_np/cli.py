@@ -344,7 +344,7 @@ def save(arguments: argparse.Namespace, format: str) -> "Saved":
 
 def run_export_gguf(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, writers
-    from gemma_np.gguf_export import export
+    from gemma_np.gguf.export import export
     from gemma_np.source import open_source
 
     path = hub.locate(named_model(arguments))

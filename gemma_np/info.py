@@ -17,7 +17,7 @@ from gemma_np.bundle import bundle_tensors, damaged_files, is_bundle, read_manif
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
 from gemma_np.files.safetensors import open_checkpoint
-from gemma_np.gguf import TensorInfo, open_gguf
+from gemma_np.gguf.file import TensorInfo, open_gguf
 from gemma_np.kernels.team import usable_cores
 from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.pipeline import chosen

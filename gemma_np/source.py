@@ -45,7 +45,7 @@ def open_source(path: Path, dense: Path | Literal[False] | None = None) -> Sourc
     dense   for GGUF files, see gguf_source.open_gguf_source
     """
     if os.path.isfile(path):
-        from gemma_np.gguf_source import open_gguf_source
+        from gemma_np.gguf.source import open_gguf_source
 
         return open_gguf_source(path, dense)
     if dense is not None:

@@ -38,8 +38,8 @@ from gemma_np.bundle import damaged_files
 from gemma_np.config import Config, read_config
 from gemma_np.errors import GemmaError, InputError
 from gemma_np.files.safetensors import FLOATS, Tensor, open_checkpoint, open_safetensors
-from gemma_np.gguf import Texts, open_gguf
-from gemma_np.gguf_export import export
+from gemma_np.gguf.export import export
+from gemma_np.gguf.file import Texts, open_gguf
 from gemma_np.info import report
 from gemma_np.modules import check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.saving import save as save_model

@@ -9,7 +9,7 @@ import numpy as np
 
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaWarning, InputError
-from gemma_np.gguf import GGUF, Texts, open_gguf
+from gemma_np.gguf.file import GGUF, Texts, open_gguf
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json
 from gemma_np.tokens.pieces import (
     BYTE,

@@ -17,9 +17,9 @@ from gemma_np.bundle import is_bundle
 from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
 from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
 from gemma_np.files.safetensors import Tensor
-from gemma_np.gguf import GGUF, Texts, open_gguf
-from gemma_np.gguf_tensors import RoundedTensor, stored
-from gemma_np.gguf_tokenizer import open_tokenizer
+from gemma_np.gguf.file import GGUF, Texts, open_gguf
+from gemma_np.gguf.tensors import RoundedTensor, stored
+from gemma_np.gguf.tokenizer import open_tokenizer
 from gemma_np.hub import FULL_MODEL
 from gemma_np.modules import Defaults, Dense, Modules, Normalize, check_widths, read_defaults, resolve_modules
 from gemma_np.prompts import PUBLISHED

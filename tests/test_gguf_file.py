@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_np.errors import CheckpointError
-from gemma_np.gguf import NUMBERS, TYPES, Texts, open_gguf
+from gemma_np.gguf.file import NUMBERS, TYPES, Texts, open_gguf
 
 CODES = ["<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?", "", "", "<Q", "<q", "<d"]  # metadata's types by their numbers
 HUGE = 2**63 + 1

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.files.safetensors import BYTES, FLOATS
-from gemma_np.gguf import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
-from gemma_np.gguf_source import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
-from gemma_np.gguf_tensors import BLOCKS
-from gemma_np.gguf_tokenizer import tokenizer_metadata
+from gemma_np.gguf.file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
+from gemma_np.gguf.source import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
+from gemma_np.gguf.tensors import BLOCKS
+from gemma_np.gguf.tokenizer import tokenizer_metadata
 from gemma_np.modules import Dense, Normalize
 from gemma_np.prompts import PUBLISHED
 from gemma_np.source import Source
