@@ -16,8 +16,8 @@ from gemma_np import __version__
 from gemma_np.errors import GemmaError, InputError
 
 if TYPE_CHECKING:
+    from gemma_np.checkpoint.saving import Saved
     from gemma_np.embedder import EmbeddingGemma
-    from gemma_np.saving import Saved
 
 UNWRAPPED = argparse.RawDescriptionHelpFormatter  # on a narrow terminal too an example can be copied
 FORMATS = ("json", "jsonl", "npy", "csv", "base64")
@@ -335,8 +335,9 @@ def run_dequantize(arguments: argparse.Namespace) -> None:
 
 
 def save(arguments: argparse.Namespace, format: str) -> "Saved":
-    from gemma_np import hub, saving
-    from gemma_np.source import open_source
+    from gemma_np import hub
+    from gemma_np.checkpoint import saving
+    from gemma_np.checkpoint.source import open_source
 
     source = open_source(hub.locate(named_model(arguments)))
     return saving.save(source, Path(os.path.expanduser(arguments.output)), format)
@@ -344,8 +345,8 @@ def save(arguments: argparse.Namespace, format: str) -> "Saved":
 
 def run_export_gguf(arguments: argparse.Namespace) -> None:
     from gemma_np import hub, writers
+    from gemma_np.checkpoint.source import open_source
     from gemma_np.gguf.export import export
-    from gemma_np.source import open_source
 
     path = hub.locate(named_model(arguments))
     dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense

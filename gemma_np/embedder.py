@@ -300,7 +300,7 @@ class EmbeddingGemma(Pipeline):
 
         InputError: the folder exists, or a quantised model is asked for in another quantised format.
         """
-        from gemma_np.saving import save
+        from gemma_np.checkpoint.saving import save
 
         save(
             self.source,

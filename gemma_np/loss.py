@@ -9,8 +9,8 @@ import numpy as np
 
 from gemma_np import model
 from gemma_np.arrays import Float32, Int32
+from gemma_np.checkpoint.source import Source
 from gemma_np.ops import rms_norm, rope_table
-from gemma_np.source import Source
 from gemma_np.weights.blocks import PackedTensor
 from gemma_np.weights.loading import Loader, Weights, layer_tensors
 

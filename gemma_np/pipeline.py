@@ -18,11 +18,11 @@ from threadpoolctl import ThreadpoolController
 from gemma_np import kernels, model, output
 from gemma_np.arrays import AnyArray, Float32, Int32
 from gemma_np.batches import described, strings
+from gemma_np.checkpoint.source import open_source
 from gemma_np.config import Config
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.fast import Fast, leading_heads, unfit
 from gemma_np.modules import Modules
-from gemma_np.source import open_source
 from gemma_np.weights.loading import find_nonfinite, load_weights
 from gemma_np.weights.quantize import format_of
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_gguf_source import exported
 
+from gemma_np.checkpoint.source import Source, open_source
 from gemma_np.cli import main
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.gguf.export import FORMATS, export, stored, to_bfloat16, value
 from gemma_np.gguf.file import open_gguf
 from gemma_np.modules import Dense, Normalize
-from gemma_np.source import Source, open_source
 
 # As llama.cpp's conversion/gemma.py writes them for EmbeddingGemma with --sentence-transformers-dense-modules.
 SETTINGS = {

@@ -15,6 +15,7 @@ from sentences import sentences
 
 from gemma_np import EmbeddingGemma
 from gemma_np.arrays import Float32
+from gemma_np.checkpoint.source import open_source
 from gemma_np.config import Layer
 from gemma_np.errors import CheckpointError, ConfigError, GemmaError, InputError, WeightsError
 from gemma_np.files.safetensors import MappedFile, map_file
@@ -23,7 +24,6 @@ from gemma_np.gguf.file import GGUF, open_gguf
 from gemma_np.gguf.source import TRUNK_ALONE, gguf_config, gguf_tensors, open_gguf_source
 from gemma_np.gguf.tensors import NormTensor, Q6KTensor, decode_q6_k
 from gemma_np.gguf.tokenizer import gguf_pieces
-from gemma_np.source import open_source
 from gemma_np.weights.blocks import BlockTensor, PackedTensor
 
 TEXTS = sentences()

@@ -18,7 +18,7 @@ from test_gguf_source import exported
 
 from gemma_np import CheckpointError, EmbeddingGemma, hub
 from gemma_np.arrays import Float32
-from gemma_np.bundle import read_manifest
+from gemma_np.checkpoint.bundle import read_manifest
 
 NAME = "somebody/small-gemma"
 TOKEN = "hf_SecretSecretSecretSecret"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gemma_np import EmbeddingGemma
+from gemma_np.checkpoint.source import open_source
 from gemma_np.loss import SAMPLE, cosines, float32_vectors
-from gemma_np.source import open_source
 
 
 def test_the_float_vectors_are_the_model_s(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from reference_float64 import Reference
 
 from gemma_np import EmbeddingGemma, hub
-from gemma_np.bundle import damaged_files
+from gemma_np.checkpoint.bundle import damaged_files
 from gemma_np.cli import main
 
 ROOT = Path(__file__).parents[1]

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from zoo import ZOO
 
 from gemma_np import EmbeddingGemma
+from gemma_np.checkpoint.saving import save
+from gemma_np.checkpoint.source import open_source
 from gemma_np.cli import main
 from gemma_np.errors import InputError, WeightsError
 from gemma_np.files.safetensors import read_json_object
 from gemma_np.loss import SAMPLE, cosines
-from gemma_np.saving import save
-from gemma_np.source import open_source
 
 TEXTS = ["", "The red planet", "Ünïcode 猫が寝ている", "a much longer text about seven birds " * 30]
 
@@ -152,8 +152,8 @@ def test_one_layer_at_a_time_is_in_memory(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from gemma_np import saving
-from gemma_np.source import open_source
+from gemma_np.checkpoint import saving
+from gemma_np.checkpoint.source import open_source
 saving.loss = lambda *_: None
 saving.save(open_source(Path(sys.argv[1])), Path(sys.argv[2]), "q8_0")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

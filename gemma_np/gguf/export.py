@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gemma_np.arrays import AnyArray, Float32
+from gemma_np.checkpoint.source import Source
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.files.safetensors import BYTES, FLOATS
 from gemma_np.gguf.file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
@@ -22,7 +23,6 @@ from gemma_np.gguf.tensors import BLOCKS
 from gemma_np.gguf.tokenizer import tokenizer_metadata
 from gemma_np.modules import Dense, Normalize
 from gemma_np.prompts import PUBLISHED
-from gemma_np.source import Source
 from gemma_np.weights.blocks import PackedTensor, row_bytes, to_blocks
 from gemma_np.weights.loading import FUSED, Loader, Matrix, formats_held, layer_tensors, tensor_name
 from gemma_np.weights.quantize import Packed, check_shape, encode

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gemma_np.bundle import is_bundle
+from gemma_np.checkpoint.bundle import is_bundle
+from gemma_np.checkpoint.source import Source, open_source
 from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
 from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
 from gemma_np.files.safetensors import Tensor
@@ -23,7 +24,6 @@ from gemma_np.gguf.tokenizer import open_tokenizer
 from gemma_np.hub import FULL_MODEL
 from gemma_np.modules import Defaults, Dense, Modules, Normalize, check_widths, read_defaults, resolve_modules
 from gemma_np.prompts import PUBLISHED
-from gemma_np.source import Source, open_source
 from gemma_np.weights.loading import Stored, dense_tensors, formats_held, layer_tensors
 
 log = logging.getLogger("gemma_np")

@@ -27,7 +27,7 @@ from gemma_np.tokens.pieces import (
 from gemma_np.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gemma_np.source import Source
+    from gemma_np.checkpoint.source import Source
 
 ADDED_SCORE = -1000.0  # of pieces that do not merge, as llama.cpp's converter writes it
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gemma_np import bundle
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.bundle import EMBED
+from gemma_np.checkpoint import bundle
+from gemma_np.checkpoint.bundle import EMBED
+from gemma_np.checkpoint.source import Source
 from gemma_np.errors import InputError
 from gemma_np.files.safetensors import BYTES, read_json_object
 from gemma_np.files.writing import Layout, new_folder, write_safetensors
@@ -25,7 +26,6 @@ from gemma_np.hub import SETTINGS
 from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense
 from gemma_np.pipeline import Pipeline
-from gemma_np.source import Source
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
 from gemma_np.tokens.pieces import FILE, open_pieces, save_pieces
 from gemma_np.weights.blocks import PackedTensor, to_blocks

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from gemma_np.bundle import bundle_tensors, is_bundle, read_manifest
+from gemma_np.checkpoint.bundle import bundle_tensors, is_bundle, read_manifest
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
