@@ -18,8 +18,8 @@ from gemma_np.checkpoint.saving import save
 from gemma_np.checkpoint.source import open_source
 from gemma_np.cli import main
 from gemma_np.errors import InputError, WeightsError
+from gemma_np.fidelity import SAMPLE, cosines
 from gemma_np.files.safetensors import read_json_object
-from gemma_np.loss import SAMPLE, cosines
 
 TEXTS = ["", "The red planet", "Ünïcode 猫が寝ている", "a much longer text about seven birds " * 30]
 

@@ -20,10 +20,10 @@ from gemma_np.checkpoint import bundle
 from gemma_np.checkpoint.bundle import EMBED
 from gemma_np.checkpoint.source import Source
 from gemma_np.errors import InputError
+from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
 from gemma_np.files.safetensors import BYTES, read_json_object
 from gemma_np.files.writing import Layout, new_folder, write_safetensors
 from gemma_np.hub import SETTINGS
-from gemma_np.loss import SAMPLE, cosines, float32_vectors
 from gemma_np.modules import Defaults, Dense
 from gemma_np.pipeline import Pipeline
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json

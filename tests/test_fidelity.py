@@ -7,7 +7,7 @@ import pytest
 
 from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.source import open_source
-from gemma_np.loss import SAMPLE, cosines, float32_vectors
+from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
 
 
 def test_the_float_vectors_are_the_model_s(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
