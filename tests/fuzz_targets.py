@@ -37,12 +37,12 @@ from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.bundle import damaged_files
 from gemma_np.checkpoint.saving import save as save_model
 from gemma_np.checkpoint.source import open_source
+from gemma_np.cli.info import report
 from gemma_np.config import Config, read_config
 from gemma_np.errors import GemmaError, InputError
 from gemma_np.files.safetensors import FLOATS, Tensor, open_checkpoint, open_safetensors
 from gemma_np.gguf.export import export
 from gemma_np.gguf.file import Texts, open_gguf
-from gemma_np.info import report
 from gemma_np.modules import check_widths, read_defaults, read_max_seq_length, resolve_modules
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
 from gemma_np.tokens.pieces import FILE as PIECES

@@ -15,7 +15,7 @@ from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.bundle import bundle_tensors, damaged_files, file_layout, matrix_shapes, vector_shapes
 from gemma_np.checkpoint.saving import save
 from gemma_np.checkpoint.source import open_source
-from gemma_np.cli import main
+from gemma_np.cli.main import main
 from gemma_np.errors import CheckpointError, GemmaError, InputError, WeightsError
 from gemma_np.files.safetensors import read_json_object
 from gemma_np.modules import Dense

@@ -25,12 +25,14 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from gemma_np import EmbeddingGemma, __version__, cli, kernels, writers
+from gemma_np import EmbeddingGemma, __version__, kernels
 from gemma_np.arrays import Float32
+from gemma_np.cli import main as cli
+from gemma_np.cli import writers
 
 COMMANDS = ("embed", "similarity", "rank", "info", "warmup", "verify")
 TEXTS = ["Mars is red", "", 'a "quoted", text', "naïve 日本 🪐", "  spaces  "]
-COMMAND = [sys.executable, "-c", "import sys; from gemma_np.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from gemma_np.cli.main import main; sys.exit(main())"]
 ONE_LINE = re.compile(r"gemma-np: error: [^\n]+\n")
 
 

@@ -411,7 +411,9 @@ def test_a_folder_wins_over_an_id(client: Client, server: Hub, small: Path, tmp_
 
 
 def test_the_command_line_ends_with_one_line_and_status_1(client: Client, server: Hub) -> None:
-    command = "import logging; logging.getLogger().handlers.clear(); from gemma_np.cli import main; sys.exit(main())"
+    command = (
+        "import logging; logging.getLogger().handlers.clear(); from gemma_np.cli.main import main; sys.exit(main())"
+    )
     gated = {"X-Error-Code": "GatedRepo"}
     server.fault = lambda path: (401, gated) if "/resolve/" in path else None
     for arguments in (["embed", "-m", NAME, TEXT], ["info", NAME], ["verify", NAME]):

@@ -12,7 +12,7 @@ from reference_float64 import Reference
 
 from gemma_np import EmbeddingGemma, hub
 from gemma_np.checkpoint.bundle import damaged_files
-from gemma_np.cli import main
+from gemma_np.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 NANO = hub.NANO_FOLDER

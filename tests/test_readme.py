@@ -22,7 +22,7 @@ def test_the_first_command_prints_what_the_readme_says(tmp_path: Path) -> None:
     """All of it but the environment and the installation, which are those that the tests run in; offline."""
     command = commands()[0].split("pip install . && ")[1]
     command = command.replace(
-        "gemma-np", f"{sys.executable} -c 'import sys; from gemma_np.cli import main; sys.exit(main())'"
+        "gemma-np", f"{sys.executable} -c 'import sys; from gemma_np.cli.main import main; sys.exit(main())'"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)

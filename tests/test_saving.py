@@ -16,7 +16,7 @@ from zoo import ZOO
 from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.saving import save
 from gemma_np.checkpoint.source import open_source
-from gemma_np.cli import main
+from gemma_np.cli.main import main
 from gemma_np.errors import InputError, WeightsError
 from gemma_np.fidelity import SAMPLE, cosines
 from gemma_np.files.safetensors import read_json_object

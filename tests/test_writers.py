@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_np import writers
 from gemma_np.arrays import Float32
+from gemma_np.cli import writers
 
 
 def corner_cases() -> Float32:

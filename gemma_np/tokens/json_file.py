@@ -17,10 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gemma_np.cli.writers import replaced
 from gemma_np.errors import CheckpointError
 from gemma_np.files.safetensors import read_json_object
 from gemma_np.tokens.pieces import SPACE, Pieces, joined, make_pieces
-from gemma_np.writers import replaced
 
 Merge = tuple[str, str]
 

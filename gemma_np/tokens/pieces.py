@@ -14,10 +14,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from gemma_np.arrays import AnyArray, Int32
+from gemma_np.cli.writers import replaced
 from gemma_np.errors import CheckpointError
 from gemma_np.files.safetensors import open_safetensors
 from gemma_np.kernels.plan import HASH_BASE, HASH_PRIME
-from gemma_np.writers import replaced
 
 FILE = "tokenizer.safetensors"
 LAYOUT = 1  # of the file

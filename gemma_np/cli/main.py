@@ -278,7 +278,7 @@ def lines(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def run_embed(arguments: argparse.Namespace) -> None:
-    from gemma_np import writers
+    from gemma_np.cli import writers
     from gemma_np.prompts import titled
 
     texts = texts_of(arguments)
@@ -315,7 +315,8 @@ def run_rank(arguments: argparse.Namespace) -> None:
 
 
 def run_info(arguments: argparse.Namespace) -> None:
-    from gemma_np import hub, info
+    from gemma_np import hub
+    from gemma_np.cli import info
 
     path = hub.locate(named_model(arguments))
     dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
@@ -344,8 +345,9 @@ def save(arguments: argparse.Namespace, format: str) -> "Saved":
 
 
 def run_export_gguf(arguments: argparse.Namespace) -> None:
-    from gemma_np import hub, writers
+    from gemma_np import hub
     from gemma_np.checkpoint.source import open_source
+    from gemma_np.cli import writers
     from gemma_np.gguf.export import export
 
     path = hub.locate(named_model(arguments))
@@ -371,7 +373,7 @@ def run_warmup(arguments: argparse.Namespace) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
-    from gemma_np import verify
+    from gemma_np.cli import verify
 
     arguments.model = named_model(arguments)
     verify.report(load(arguments), arguments.model, arguments.goldens)
