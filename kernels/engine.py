@@ -1,6 +1,7 @@
 """The door to the fast path: a model's matrices and norms once, then texts' embeddings in and vectors out.
 
-It knows arrays, not files. A matrix is anything with `format`, `shape`, `codes` and `scales` as in gemma_np.weights.quantize.
+It knows arrays, not files. A matrix is anything with `format`, `shape`, `codes` and `scales` as in
+gemma_np.weights.packed.
 """
 
 from collections.abc import Callable, Sequence
