@@ -1,11 +1,12 @@
 """Do two checkouts give the same vectors, bit for bit?
 
-    python tools/same_bits.py write OUT.jsonl MODEL [--checkout DIR] [--quantization FORMAT] [--texts N]
+    python tools/same_bits.py write OUT.jsonl MODEL [--checkout DIR] [--quantization FORMAT] [--texts N | --again FILE]
     python tools/same_bits.py compare OLD.jsonl NEW.jsonl
 
 `write` embeds N texts of 16 to 2,048 tokens, in a hundred languages, half of them with a prompt, with the gemma_np of a
 checkout, and writes a SHA-256 of each vector. GEMMA_NP_KERNELS=numpy in the environment does it with NumPy. `compare`
-names the texts whose vectors differ, and fails if there are any. Needs the development data in ../shared.
+names the texts whose vectors differ, and fails if there are any. `--again` takes the texts of an earlier file, since to
+find texts of certain lengths takes most of the time. Needs the development data in ../shared.
 """
 
 import argparse
@@ -45,30 +46,39 @@ def text_of(model: Any, tokens: int, prompt_name: str | None, i: int, known: lis
     return text[:low]
 
 
-def write(out: Path, name: str, quantization: str | None, count: int) -> None:
+def made_texts(model: Any, count: int) -> list[tuple[str, str | None]]:
+    """Texts with the names of their prompts, from the shortest to the longest."""
+    known = sentences(5000)
+    lengths = np.geomspace(SHORTEST, LONGEST, count).round().astype(int).tolist()
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    return [(text_of(model, lengths[i], prompts[i], i, known), prompts[i]) for i in range(count)]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(out: Path, name: str, quantization: str | None, count: int, again: Path | None) -> None:
     from gemma_np import EmbeddingGemma
 
     model = EmbeddingGemma(name, quantization=quantization)
     model.max_seq_length = LONGEST
-    known = sentences(5000)
-    lengths = np.geomspace(SHORTEST, LONGEST, count).round().astype(int)
+    texts = [(row["text"], row["prompt_name"]) for row in rows_of(again)] if again else made_texts(model, count)
     with out.open("w") as file:
-        for i, tokens in enumerate(lengths.tolist()):
-            prompt_name = PROMPTS[i % len(PROMPTS)]
-            text = text_of(model, tokens, prompt_name, i, known)
+        for text, prompt_name in texts:
             vector = model.encode([text], prompt_name=prompt_name)[0]
             row = {
-                "text": hashlib.sha256(text.encode()).hexdigest()[:16],
+                "text": text,
                 "tokens": model.count_tokens(text, prompt_name),
                 "prompt_name": prompt_name,
                 "vector": hashlib.sha256(vector.tobytes()).hexdigest(),
             }
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def compare(old: Path, new: Path) -> int:
     """0 if all vectors are the same."""
-    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in (old, new)]
+    rows = [rows_of(path) for path in (old, new)]
     keys = [[(row["text"], row["prompt_name"]) for row in half] for half in rows]
     if keys[0] != keys[1]:
         raise SystemExit(f"{old} and {new} are of different texts")
@@ -89,7 +99,8 @@ def main() -> int:
     writing.add_argument("model")
     writing.add_argument("--checkout", type=Path, default=ROOT, help="whose gemma_np runs; default: this one")
     writing.add_argument("--quantization")
-    writing.add_argument("--texts", type=int, default=300)
+    writing.add_argument("--texts", type=int, default=300, help="how many to make; default: 300")
+    writing.add_argument("--again", type=Path, help="a file of an earlier run, whose texts are taken")
     comparing = commands.add_parser("compare")
     comparing.add_argument("old", type=Path)
     comparing.add_argument("new", type=Path)
@@ -97,7 +108,7 @@ def main() -> int:
     if arguments.command == "compare":
         return compare(arguments.old, arguments.new)
     sys.path.insert(0, str(arguments.checkout))
-    write(arguments.out, arguments.model, arguments.quantization, arguments.texts)
+    write(arguments.out, arguments.model, arguments.quantization, arguments.texts, arguments.again)
     return 0
 
 
