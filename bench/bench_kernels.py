@@ -28,7 +28,8 @@ from exported import Kernels, Record
 from gemma_np.kernels import choose, reference
 from gemma_np.kernels.plan import BLOCK, PLAN, SHARED_BYTES, UNPACKED
 
-from gemma_np.weights.quantize import FORMATS, pack
+from gemma_np.weights.packed import pack
+from gemma_np.weights.quantize import FORMATS
 
 pytestmark = pytest.mark.benchmark(timer=time.thread_time, max_time=0.5)
 D, F, G, H = 768, 1152, 3, 256

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from gemma_np import EmbeddingGemma
 from gemma_np.config import Config, read_config
-from gemma_np.weights.loading import layer_tensors
+from gemma_np.embedder import EmbeddingGemma
+from gemma_np.weights.names import layer_tensors
 from gemma_np.weights.quantize import QUANTIZATIONS, format_of, quantized_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -69,7 +69,7 @@ def their_values(file: Path, config: Config, heads: list[str]) -> tuple[dict[str
     """The same of a GGUF file, norms included, and the type of each tensor."""
     from gguf import GGUFReader, dequantize
 
-    from gemma_np.gguf.source import FIELDS
+    from gemma_np.gguf.names import FIELDS
 
     names = {"token_embd": "embed_tokens.weight", "output_norm": "norm.weight"}
     names |= {f"dense_{head.split('_')[0]}": f"{head}/linear.weight" for head in heads}

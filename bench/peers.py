@@ -87,7 +87,7 @@ class Ours(Engine):
     ours = True
 
     def load(self) -> None:
-        from gemma_np import EmbeddingGemma
+        from gemma_np.embedder import EmbeddingGemma
 
         self.model = EmbeddingGemma(self.file, threads=self.threads)
         self.settings = {"quantization": self.model.quantization, "threads": self.threads}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_np.errors import ConfigError
-from gemma_np.files.safetensors import read_json_object
+from gemma_np.files.mapped import read_json_object
 
 log = logging.getLogger("gemma_np")
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.batches import chunked, expected_number, gathered, paired, split, strings
+from gemma_np.checkpoint.defaults import Defaults
 from gemma_np.errors import GemmaWarning, InputError
-from gemma_np.modules import Defaults
 from gemma_np.pipeline import Pipeline, prompted
 from gemma_np.prompts import prompt_named, titled
 

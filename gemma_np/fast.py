@@ -14,7 +14,7 @@ from gemma_np.model import embed_tokens
 from gemma_np.modules import Dense, Modules
 from gemma_np.ops import rope_table
 from gemma_np.weights.loading import Matrix, Weights, formats_of
-from gemma_np.weights.quantize import Packed
+from gemma_np.weights.packed import Packed
 
 FIRST_TOKENS = 8192  # an engine's room at first; more, which a config may claim without end, when a text needs it
 

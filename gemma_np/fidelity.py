@@ -12,7 +12,8 @@ from gemma_np.arrays import Float32, Int32
 from gemma_np.checkpoint.source import Source
 from gemma_np.ops import rms_norm, rope_table
 from gemma_np.weights.blocks import PackedTensor
-from gemma_np.weights.loading import Loader, Weights, layer_tensors
+from gemma_np.weights.loading import Loader, Weights
+from gemma_np.weights.names import layer_tensors
 
 # One text of each kind that people embed, in several scripts.
 SAMPLE = (

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gemma_np.arrays import Float32
-from gemma_np.weights.quantize import Packed
+from gemma_np.weights.packed import Packed
 
 
 def linear(

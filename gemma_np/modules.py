@@ -4,7 +4,6 @@ Both generations of sentence-transformers' files are read: `pooling_mode_mean_to
 `pooling_mode: "mean"`, `sentence_transformers.models.Dense` and `sentence_transformers.base.modules.dense.Dense`.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,21 +11,10 @@ from typing import Any
 
 from gemma_np.config import Config
 from gemma_np.errors import ConfigError
-from gemma_np.files.safetensors import read_json, read_json_object
-from gemma_np.similarity import NAMES
+from gemma_np.files.mapped import read_json, read_json_object
 
 POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 MAX_MODULES = 100  # each has a file of its own, or all the same large one
-# sentence_bert_config.json's settings that change how a text is read, with the values that do nothing.
-TEXT_SETTINGS: dict[str, tuple[object, ...]] = {
-    "do_lower_case": (False,),
-    "transformer_task": ("feature-extraction",),
-    "module_output_name": ("token_embeddings",),
-    "processing_kwargs": ({},),
-    "query_length": (),
-    "document_length": (),
-    "query_expansion": (),
-}
 
 
 @dataclass(frozen=True)
@@ -186,52 +174,3 @@ def _refuse_rerouting(path: Path, settings: dict[str, Any]) -> None:
     for key in ("module_input_name", "module_output_name"):
         if settings.get(key, "sentence_embedding") not in ("sentence_embedding", None):
             raise ConfigError(f"{path}: {key} = {settings[key]!r} is not served; expected 'sentence_embedding'")
-
-
-def read_max_seq_length(trunk: Path, config: Config) -> int:
-    """The longest text in tokens, BOS and EOS included: sentence_bert_config.json's max_seq_length, else the smaller of
-    tokenizer_config.json's model_max_length (where newer files have it) and the model's positions."""
-    path = trunk / "sentence_bert_config.json"
-    if os.path.isfile(path):
-        settings = read_json_object(path)
-        for key, served in TEXT_SETTINGS.items():
-            if settings.get(key) not in (None, *served):
-                expected = " or ".join(json.dumps(value) for value in (*served, None))
-                raise ConfigError(f"{path}: {key} = {json.dumps(settings[key])} is not served; expected {expected}")
-        length = settings.get("max_seq_length")
-        if length is not None:
-            if type(length) is not int or length < 1:
-                raise ConfigError(f"{path}: max_seq_length = {length!r}, expected a positive integer")
-            return length
-    path = trunk / "tokenizer_config.json"
-    length = read_json_object(path).get("model_max_length") if os.path.isfile(path) else None
-    return min(length, config.max_positions) if type(length) is int and length > 0 else config.max_positions
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """config_sentence_transformers.json: what a call uses when it does not say."""
-
-    prompts: dict[str, str]
-    default_prompt_name: str | None
-    similarity_fn_name: str
-    truncate_dim: int | None
-
-
-def read_defaults(folder: Path) -> Defaults:
-    """Read config_sentence_transformers.json; without it there are no prompts, and the similarity is the cosine."""
-    path = folder / "config_sentence_transformers.json"
-    settings = read_json_object(path) if os.path.isfile(path) else {}
-    prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        raise ConfigError(f"{path}: prompts = {prompts!r}, expected names with strings")
-    name = settings.get("default_prompt_name")
-    if not isinstance(name, str | None):
-        raise ConfigError(f"{path}: default_prompt_name = {name!r}, expected a name or null")
-    dim = settings.get("truncate_dim")
-    if dim is not None and (type(dim) is not int or dim < 1):
-        raise ConfigError(f"{path}: truncate_dim = {dim!r}, expected a positive integer or null")
-    similarity = settings.get("similarity_fn_name") or "cosine"
-    if similarity not in NAMES:
-        raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(NAMES)}")
-    return Defaults({key: prompt or "" for key, prompt in prompts.items()}, name, similarity, dim)

@@ -23,7 +23,8 @@ from gemma_np.config import Config
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.fast import Fast, leading_heads, unfit
 from gemma_np.modules import Modules
-from gemma_np.weights.loading import find_nonfinite, load_weights
+from gemma_np.weights.finite import find_nonfinite
+from gemma_np.weights.loading import load_weights
 from gemma_np.weights.quantize import format_of
 
 

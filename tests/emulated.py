@@ -17,7 +17,7 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import Layer
 from gemma_np.ops import rope_table
 from gemma_np.weights.loading import LayerWeights
-from gemma_np.weights.quantize import pack
+from gemma_np.weights.packed import pack
 
 D, F, H = 64, 32, 32
 LENGTHS = (5, 2)  # of two texts: more than the window reaches, and less

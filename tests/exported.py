@@ -55,7 +55,9 @@ EXPORTED = {
 
 def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """For build.py: the kernels, and small ones around functions of vectors, with their types."""
-    from gemma_np.kernels import attention, build, forward, products, rows, simd, threads, tiles
+    from gemma_np.kernels import attention, products, rows, simd, threads, tiles
+    from gemma_np.kernels.build import build
+    from gemma_np.kernels.forward import forward
     from gemma_np.kernels.simd import get_half, kernel, load, set_float, set_int, store
     from numba import types
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from gemma_np import InputError
 from gemma_np.batches import BATCH_TEXTS, BATCH_TOKENS, chunked, expected_number, gathered, paired, split, strings
+from gemma_np.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_the_floor_counts_the_pairs_inside_the_window(bench: Any, T: int, radius
 
 def test_the_floor_counts_every_weight_of_a_product(bench: Any, small: Path) -> None:
     """All matrices of the file but the embedding table: the trunk's for each token, the Dense heads' for each text."""
-    from gemma_np import EmbeddingGemma
-    from gemma_np.weights.loading import dense_shapes, trunk_shapes
+    from gemma_np.embedder import EmbeddingGemma
+    from gemma_np.weights.names import dense_shapes, trunk_shapes
 
     model = EmbeddingGemma(small)
     shapes = {name: shape for name, shape in trunk_shapes(model.config).items() if name != "embed_tokens.weight"}
@@ -103,7 +103,7 @@ def test_the_report_compares_like_with_like(bench: Any) -> None:
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_formats_are_judged_by_the_values_that_the_model_has(bench: Any, small: Path, quantization: str) -> None:
     """Every matrix but the embedding table, whose rows are compared."""
-    from gemma_np import EmbeddingGemma
+    from gemma_np.embedder import EmbeddingGemma
 
     values = bench("formats").our_values(small, quantization)
     weights = EmbeddingGemma(small, quantization=quantization).weights

@@ -9,9 +9,10 @@ import pytest
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
-from gemma_np.files.safetensors import MappedFile, map_file
+from gemma_np.files.mapped import MappedFile, map_file
 from gemma_np.weights.blocks import BLOCK_BYTES, BlockTensor, PackedTensor, from_blocks, row_bytes, to_blocks
-from gemma_np.weights.quantize import Packed, encode, pack, pack_codes
+from gemma_np.weights.packed import Packed, pack, pack_codes
+from gemma_np.weights.quantize import encode
 
 FORMATS = ("q8_0", "q4_0")
 ZERO = {"q8_0": 0, "q4_0": 8}  # q8_0's codes are signed in blocks

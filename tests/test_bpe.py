@@ -28,10 +28,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
 
+from gemma_np.gguf.tokenizer import from_scores
 from gemma_np.tokens import bpe
 from gemma_np.tokens.bpe import Encoder
 from gemma_np.tokens.json_file import from_tokenizer_json
-from gemma_np.tokens.pieces import Pieces, from_scores, joined
+from gemma_np.tokens.pieces import Pieces, joined
 
 EMULATED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 NATIVE = choose().column

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.bundle import bundle_tensors, damaged_files, file_layout, matrix_shapes, vector_shapes
 from gemma_np.checkpoint.saving import save
 from gemma_np.checkpoint.source import open_source
 from gemma_np.cli.main import main
+from gemma_np.embedder import EmbeddingGemma
 from gemma_np.errors import CheckpointError, GemmaError, InputError, WeightsError
-from gemma_np.files.safetensors import read_json_object
+from gemma_np.files.mapped import read_json_object
 from gemma_np.modules import Dense
 from gemma_np.weights.blocks import from_blocks
-from gemma_np.weights.loading import trunk_shapes
-from gemma_np.weights.quantize import Packed, decode, format_of
+from gemma_np.weights.names import trunk_shapes
+from gemma_np.weights.packed import Packed
+from gemma_np.weights.quantize import decode, format_of
 
 QUANTIZATIONS = ("q8_0", "q4_0", "mixed")
 TEXTS = ["", "a", "The red planet", "Ünïcode 猫が寝ている \t\n", "a much longer text about seven birds " * 30]

@@ -14,9 +14,11 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import pytest
-from gemma_np.kernels import BY_NAME, cache
+from gemma_np.kernels import cache
+from gemma_np.kernels.columns import BY_NAME
 
-from gemma_np import EmbeddingGemma, kernels
+from gemma_np import kernels
+from gemma_np.embedder import EmbeddingGemma
 from gemma_np.errors import GemmaWarning
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, InputError, WeightsError
-from gemma_np.errors import GemmaWarning
+from gemma_np.embedder import EmbeddingGemma
+from gemma_np.errors import CheckpointError, ConfigError, GemmaWarning, InputError, WeightsError
 from gemma_np.ops import l2_normalize
 
 TEXTS = ["The cat sat on the mat.", "", "Ein Satz auf Deutsch", "猫がマットの上に座った。", "a", "x " * 300]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gemma_np import EmbeddingGemma, InputError, WeightsError
+from gemma_np.embedder import EmbeddingGemma
+from gemma_np.errors import InputError, WeightsError
 from gemma_np.fast import FIRST_TOKENS
 
 

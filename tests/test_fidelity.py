@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.source import open_source
+from gemma_np.embedder import EmbeddingGemma
 from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
 
 

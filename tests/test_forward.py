@@ -20,11 +20,13 @@ from reference_float64 import Reference
 from sentences import sentences
 from zoo import TEXTS, ZOO
 
-from gemma_np import EmbeddingGemma, model
+from gemma_np import model
 from gemma_np.arrays import AnyArray, Float32, Int32
+from gemma_np.embedder import EmbeddingGemma
 from gemma_np.fast import Fast
 from gemma_np.ops import rope_table, rotate
-from gemma_np.weights.quantize import QUANTIZATIONS, Packed, quantized_rows
+from gemma_np.weights.packed import Packed
+from gemma_np.weights.quantize import QUANTIZATIONS, quantized_rows
 
 FORMATS = (None, *QUANTIZATIONS)
 Names = dict[str, AnyArray]

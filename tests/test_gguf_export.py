@@ -13,7 +13,8 @@ from test_gguf_source import exported
 from gemma_np.checkpoint.source import Source, open_source
 from gemma_np.cli.main import main
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
-from gemma_np.gguf.export import FORMATS, export, stored, to_bfloat16, value
+from gemma_np.files.safetensors import to_bfloat16
+from gemma_np.gguf.export import FORMATS, export, stored, value
 from gemma_np.gguf.file import open_gguf
 from gemma_np.modules import Dense, Normalize
 

@@ -16,18 +16,13 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as serialized
 
 from gemma_np.arrays import AnyArray, Float32
+from gemma_np.checkpoint.folder import checkpoint_tensors
 from gemma_np.config import read_config
 from gemma_np.errors import CheckpointError, WeightsError
 from gemma_np.modules import resolve_modules
-from gemma_np.weights.loading import (
-    Weights,
-    checkpoint_tensors,
-    find_nonfinite,
-    layer_tensors,
-    load_weights,
-    tensor_name,
-    trunk_shapes,
-)
+from gemma_np.weights.finite import find_nonfinite
+from gemma_np.weights.loading import Weights, load_weights
+from gemma_np.weights.names import layer_tensors, tensor_name, trunk_shapes
 
 Arrays = dict[str, AnyArray]
 
@@ -197,7 +192,8 @@ import sys
 from pathlib import Path
 from gemma_np.config import read_config
 from gemma_np.modules import resolve_modules
-from gemma_np.weights.loading import checkpoint_tensors, load_weights
+from gemma_np.checkpoint.folder import checkpoint_tensors
+from gemma_np.weights.loading import load_weights
 folder = Path(sys.argv[1])
 config, modules = read_config(folder), resolve_modules(folder)
 weights = load_weights(checkpoint_tensors(folder, config, modules), config, modules)

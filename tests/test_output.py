@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gemma_np import InputError, output
+from gemma_np import output
+from gemma_np.errors import InputError
 from gemma_np.ops import l2_normalize
 
 rng = np.random.default_rng(0)

@@ -16,13 +16,13 @@ from small_tokenizer import small_tokenizer
 
 from gemma_np.arrays import AnyArray
 from gemma_np.errors import CheckpointError
+from gemma_np.gguf.tokenizer import from_scores
 from gemma_np.tokens.bpe import Encoder, glue, meaning
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import (
     FILE,
     Pieces,
     Table,
-    from_scores,
     hash_table,
     hashed,
     joined,

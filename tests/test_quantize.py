@@ -14,20 +14,9 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import read_config
 from gemma_np.errors import InputError, WeightsError
 from gemma_np.weights.blocks import BLOCK_BYTES, to_blocks
-from gemma_np.weights.loading import trunk_shapes
-from gemma_np.weights.quantize import (
-    BLOCK,
-    FORMATS,
-    STEPS,
-    ZERO,
-    Packed,
-    aligned_empty,
-    decode,
-    encode,
-    format_of,
-    pack,
-    quantized_rows,
-)
+from gemma_np.weights.names import trunk_shapes
+from gemma_np.weights.packed import Packed, aligned_empty, pack
+from gemma_np.weights.quantize import BLOCK, FORMATS, STEPS, ZERO, decode, encode, format_of, quantized_rows
 
 QUANTISED = FORMATS[1:]
 OVERFLOW = {"q8_0": 65520 * 127, "q4_0": 65520 * 8}  # the first magnitude whose scale is infinite in float16

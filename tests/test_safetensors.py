@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.errors import CheckpointError
-from gemma_np.files.safetensors import Tensor, open_checkpoint, open_safetensors, read_json, read_json_object
+from gemma_np.files.mapped import read_json, read_json_object
+from gemma_np.files.safetensors import Tensor, open_safetensors
 
 Parts = dict[str, tuple[str, tuple[int, ...], bytes]]  # name -> dtype, shape, content
 

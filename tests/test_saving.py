@@ -13,13 +13,13 @@ from make_checkpoint import SMALL, make_checkpoint
 from safetensors.numpy import load_file
 from zoo import ZOO
 
-from gemma_np import EmbeddingGemma
 from gemma_np.checkpoint.saving import save
 from gemma_np.checkpoint.source import open_source
 from gemma_np.cli.main import main
+from gemma_np.embedder import EmbeddingGemma
 from gemma_np.errors import InputError, WeightsError
 from gemma_np.fidelity import SAMPLE, cosines
-from gemma_np.files.safetensors import read_json_object
+from gemma_np.files.mapped import read_json_object
 
 TEXTS = ["", "The red planet", "Ünïcode 猫が寝ている", "a much longer text about seven birds " * 30]
 

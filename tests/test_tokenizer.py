@@ -23,8 +23,9 @@ from gemma_np.kernels import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np import EmbeddingGemma, kernels
+from gemma_np import kernels
 from gemma_np.config import Config, read_config
+from gemma_np.embedder import EmbeddingGemma
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import FILE, Pieces, joined, make_pieces, open_pieces, save_pieces

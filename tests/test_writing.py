@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from gemma_np.errors import InputError
-from gemma_np.files.safetensors import open_safetensors
-from gemma_np.files.writing import new_folder, sha256, write_safetensors
+from gemma_np.files.safetensors import open_safetensors, write_safetensors
+from gemma_np.files.writing import new_folder, sha256
 
 
 def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from gemma_np.arrays import AnyArray, Bool, Float32
 from gemma_np.config import Config
 from gemma_np.linear import linear
 from gemma_np.ops import gelu_tanh, rms_norm
-from gemma_np.weights.loading import LayerWeights, layer_tensors, trunk_shapes
+from gemma_np.weights.loading import LayerWeights
+from gemma_np.weights.names import layer_tensors, trunk_shapes
 
 Blocks = Iterator[tuple[str, Float32]]  # tensors in the file's order, large ones as several blocks of rows
 Rounding = Callable[[Float32], Float32]  # to what the file's dtype can hold

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import real_stats
 
-from gemma_np import GemmaError
 from gemma_np.arrays import AnyArray, Float32
+from gemma_np.checkpoint.folder import checkpoint_tensors
 from gemma_np.config import Config, read_config
+from gemma_np.errors import GemmaError
 from gemma_np.model import trunk
 from gemma_np.modules import resolve_modules
-from gemma_np.weights.loading import Weights, checkpoint_tensors, load_weights
+from gemma_np.weights.loading import Weights, load_weights
 
 # Each layer's activations that must be like the real ones, within these factors.
 BOUNDED = ("residual", "input_layernorm", "mlp.down_proj.input")

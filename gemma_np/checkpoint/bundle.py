@@ -19,12 +19,15 @@ from typing import Any
 from gemma_np import __version__
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, WeightsError
-from gemma_np.files.safetensors import open_safetensors, read_json_object
-from gemma_np.files.writing import Layout, sha256
+from gemma_np.files.mapped import read_json_object
+from gemma_np.files.safetensors import Layout, open_safetensors
+from gemma_np.files.writing import sha256
 from gemma_np.modules import Dense, Modules
 from gemma_np.weights.blocks import BlockTensor, PackedTensor, row_bytes
-from gemma_np.weights.loading import FUSED, Stored, check_tensors, layer_tensors, tensor_name
-from gemma_np.weights.quantize import LANES, QUANTIZATIONS, check_shape, format_of, layout
+from gemma_np.weights.loading import Stored
+from gemma_np.weights.names import FUSED, check_tensors, layer_tensors, tensor_name
+from gemma_np.weights.packed import LANES, layout
+from gemma_np.weights.quantize import QUANTIZATIONS, check_shape, format_of
 
 MANIFEST = "bundle.json"
 VERSION = 1

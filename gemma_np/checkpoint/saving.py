@@ -18,19 +18,23 @@ from tqdm import tqdm
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint import bundle
 from gemma_np.checkpoint.bundle import EMBED
+from gemma_np.checkpoint.defaults import Defaults
 from gemma_np.checkpoint.source import Source
 from gemma_np.errors import InputError
 from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
-from gemma_np.files.safetensors import BYTES, read_json_object
-from gemma_np.files.writing import Layout, new_folder, write_safetensors
+from gemma_np.files.mapped import read_json_object
+from gemma_np.files.safetensors import BYTES, Layout, write_safetensors
+from gemma_np.files.writing import new_folder
 from gemma_np.hub import SETTINGS
-from gemma_np.modules import Defaults, Dense
+from gemma_np.modules import Dense
 from gemma_np.pipeline import Pipeline
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
 from gemma_np.tokens.pieces import FILE, open_pieces, save_pieces
 from gemma_np.weights.blocks import PackedTensor, to_blocks
-from gemma_np.weights.loading import Loader, Matrix, dense_shapes, formats_held, layer_tensors, trunk_shapes
-from gemma_np.weights.quantize import QUANTIZATIONS, Packed, encode, format_of
+from gemma_np.weights.loading import Loader, Matrix, formats_held
+from gemma_np.weights.names import dense_shapes, layer_tensors, trunk_shapes
+from gemma_np.weights.packed import Packed
+from gemma_np.weights.quantize import QUANTIZATIONS, encode, format_of
 
 log = logging.getLogger("gemma_np")
 FORMATS = ("float32", *QUANTIZATIONS)

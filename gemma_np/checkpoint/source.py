@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from gemma_np.checkpoint.bundle import bundle_tensors, is_bundle, read_manifest
+from gemma_np.checkpoint.defaults import Defaults, read_defaults, read_max_seq_length
+from gemma_np.checkpoint.folder import checkpoint_tensors
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, InputError
-from gemma_np.modules import Defaults, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
+from gemma_np.modules import Modules, check_widths, resolve_modules
 from gemma_np.tokens.tokenizer import Tokenizer
-from gemma_np.weights.loading import Stored, checkpoint_tensors
+from gemma_np.weights.loading import Stored
 
 
 @dataclass(frozen=True)

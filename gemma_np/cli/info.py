@@ -14,17 +14,18 @@ from typing import Literal
 
 from gemma_np import kernels
 from gemma_np.checkpoint.bundle import bundle_tensors, damaged_files, is_bundle, read_manifest
+from gemma_np.checkpoint.defaults import read_defaults, read_max_seq_length
+from gemma_np.checkpoint.folder import checkpoint_tensors, open_checkpoint
 from gemma_np.checkpoint.source import open_source
 from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
-from gemma_np.files.safetensors import open_checkpoint
 from gemma_np.gguf.file import TensorInfo, open_gguf
 from gemma_np.kernels.team import usable_cores
-from gemma_np.modules import Dense, Modules, check_widths, read_defaults, read_max_seq_length, resolve_modules
+from gemma_np.modules import Dense, Modules, check_widths, resolve_modules
 from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
 from gemma_np.tokens.tokenizer import Tokenizer
-from gemma_np.weights.loading import Stored, checkpoint_tensors, formats_held
+from gemma_np.weights.loading import Stored, formats_held
 from gemma_np.weights.quantize import BITS
 
 

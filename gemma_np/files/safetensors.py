@@ -1,128 +1,38 @@
-"""The bytes of a checkpoint: JSON files, and safetensors mapped into memory. Knows files, not models.
+"""safetensors: files of tensors, mapped into memory, and written. Knows files, not models.
 
-A safetensors file is
+A file is
 
     8 bytes   n, the header's length, little-endian uint64
     n bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
-    the rest  the tensors one behind the other, row-major and little-endian; offsets count from here
+    the rest  the tensors one after the other, row-major and little-endian; offsets count from here
 
 Source: https://github.com/huggingface/safetensors (format). We parse it ourselves because mapping needs the offsets,
 which the package does not give; the package is the judge of this reader in the tests.
 """
 
-import errno
 import itertools
 import json
 import math
-import mmap
 import os
-import stat
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
+from gemma_np.files.mapped import MAX_HEADER, MappedFile, map_file
 
-MAX_HEADER = 100_000_000  # bytes of JSON; the safetensors package has the same limit
-MAX_DEPTH = 100  # of JSON files; Python's own limit depends on who calls
-
+# Names of a file's tensors, in their order, with safetensors' name of the element type and the shape.
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 # How a tensor's elements lie in the file. bfloat16 is the upper half of a float32; NumPy has no type for it.
 FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 BYTES = {
     **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2},
     **{"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8},
 }
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; CheckpointError when it is missing or no JSON."""
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > MAX_HEADER:
-                raise ValueError(f"it has more than {MAX_HEADER:,} bytes")
-            content = json.loads(file.read())
-        _check_json(content)
-        return content
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bytes that are no UTF-8, an impossible path
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; OSError for what is none: a pipe would block, a device never ends."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return path.open("rb")
-
-
-def _check_json(content: Any, depth: int = 0) -> None:
-    """ValueError for what cannot be shown in a message: lone surrogates, and lists in lists without end."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    if isinstance(content, str):
-        content.encode()
-    elif isinstance(content, list | dict):
-        for value in content if isinstance(content, list) else itertools.chain(content, content.values()):
-            _check_json(value, depth + 1)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that must hold an object."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object in braces")
-    return content
-
-
-@dataclass(frozen=True, eq=False)
-class MappedFile:
-    """A file, open for reading and mapped into memory as a whole."""
-
-    path: Path
-    file: BinaryIO
-    map: mmap.mmap
-
-    def __del__(self) -> None:
-        self.file.close()  # with the last tensor; arrays keep the map alive, which has a handle of its own
-
-    def read(self, offset: int, length: int) -> bytes:
-        """A copy of some bytes. Where the system can, it is read past the map: a page of a map that is touched counts
-        as resident memory, with many neighbours that the system maps along with it."""
-        if hasattr(os, "pread"):
-            found = os.pread(self.file.fileno(), length, offset)
-        else:
-            found = self.map[offset : offset + length]
-        if len(found) < length:
-            raise CheckpointError(f"{self.path} was cut to less than {offset + length:,} bytes while it was in use")
-        return found
-
-    def rows(self, ids: AnyArray, offset: int, length: int, count: int) -> NDArray[np.uint8]:  # [T] -> [T, length]
-        """Some rows of a table, each read once.
-
-        offset   where the table begins, bytes
-        length   of a row, bytes
-        count    how many rows the table has
-        """
-        wanted, place = np.unique(ids, return_inverse=True)
-        assert not wanted.size or 0 <= wanted[0] <= wanted[-1] < count  # else: another tensor's bytes
-        stored = b"".join(self.read(offset + row * length, length) for row in wanted.tolist())
-        return np.frombuffer(stored, np.uint8).reshape(len(wanted), length)[place]
-
-    def let_go(self, offset: int, length: int) -> None:
-        """Give the mapped pages of some bytes back; they come from the file again when they are read again."""
-        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (offset + length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < end and hasattr(self.map, "madvise"):
-            self.map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +105,13 @@ def to_float32(stored: AnyArray) -> Float32:
     return stored.astype(np.float32)
 
 
+def to_bfloat16(w: Float32) -> AnyArray:
+    """The upper halves, rounded to nearest, ties to even. NaN stays NaN."""
+    bits = np.ascontiguousarray(w).view(np.uint32)
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    return np.where(np.isnan(w), bits >> 16 | 64, rounded >> 16).astype("<u2")
+
+
 def open_safetensors(path: Path) -> dict[str, Tensor]:
     """Map a safetensors file and check its header.
 
@@ -254,20 +171,6 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def map_file(path: Path) -> MappedFile:
-    """Open a file and map it; CheckpointError when it is missing, empty or unreadable."""
-    try:
-        with ExitStack() as stack:
-            file = stack.enter_context(open_regular(path))
-            mapped = MappedFile(path, file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            stack.pop_all()  # from here on the file is MappedFile's to close
-            return mapped
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None
-    except (OSError, ValueError) as error:  # ValueError: an empty file, or a path that no system can have
-        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
 def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """For json: an object whose keys are all different, and all of whose strings are Unicode."""
     content = dict(pairs)
@@ -284,27 +187,21 @@ def _size(digits: str) -> int:
     return int(digits)
 
 
-def open_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """Map `model.safetensors`, or all the files that `model.safetensors.index.json` names, into one table."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if os.path.isfile(single) or not os.path.isfile(index):  # os.path: False for a path that cannot be
-        if not os.path.isfile(single) and any(folder.glob("*.bin")):
-            raise CheckpointError(
-                f"{folder} has its weights in pickle files (*.bin), which can run any code when they are opened; "
-                "save the model as model.safetensors"
-            )
-        return open_safetensors(single)
+def write_safetensors(path: Path, layout: Layout, parts: Iterable[AnyArray]) -> None:
+    """Tensors to a new file, the first at a multiple of 64 bytes.
 
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map from tensor names to file names; download it again")
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}, which is not a plain file name beside it")
-        for name, tensor in open_safetensors(folder / file).items():
-            if weight_map.get(name) == file:  # the index decides where a name occurs in several files
-                tensors[name] = tensor
-    if absent := sorted(weight_map.keys() - tensors.keys()):
-        raise CheckpointError(f"{folder / weight_map[absent[0]]} lacks {absent[0]}, which {index.name} places there")
-    return tensors
+    parts  all elements in the layout's order, little-endian and row-major, in as many pieces as is convenient
+    """
+    header, end = {}, 0
+    for name, (dtype, shape) in layout.items():
+        begin, end = end, end + math.prod(shape) * BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in parts:
+            file.write(np.ascontiguousarray(part).data)
+        assert file.tell() == 8 + len(text) + end, (file.tell(), end)
+        file.flush()
+        os.fsync(file.fileno())

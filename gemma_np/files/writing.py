@@ -1,23 +1,14 @@
 """Models to folders, tensor by tensor: nothing half-written is ever seen under the name that was asked for."""
 
 import hashlib
-import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
-from gemma_np.arrays import AnyArray
 from gemma_np.errors import InputError
-from gemma_np.files.safetensors import BYTES
-
-# Names of a file's tensors, in their order, with safetensors' name of the element type and the shape.
-Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 @contextmanager
@@ -41,26 +32,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_safetensors(path: Path, layout: Layout, parts: Iterable[AnyArray]) -> None:
-    """Tensors to a new file, the first at a multiple of 64 bytes.
-
-    parts  all elements in the layout's order, little-endian and row-major, in as many pieces as is convenient
-    """
-    header, end = {}, 0
-    for name, (dtype, shape) in layout.items():
-        begin, end = end, end + math.prod(shape) * BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for part in parts:
-            file.write(np.ascontiguousarray(part).data)
-        assert file.tell() == 8 + len(text) + end, (file.tell(), end)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:

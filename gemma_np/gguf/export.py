@@ -16,16 +16,18 @@ from tqdm import tqdm
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint.source import Source
 from gemma_np.errors import GemmaWarning, InputError, WeightsError
-from gemma_np.files.safetensors import BYTES, FLOATS
+from gemma_np.files.safetensors import BYTES, FLOATS, to_bfloat16
 from gemma_np.gguf.file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
-from gemma_np.gguf.source import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
+from gemma_np.gguf.names import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
 from gemma_np.gguf.tensors import BLOCKS
-from gemma_np.gguf.tokenizer import tokenizer_metadata
+from gemma_np.gguf.vocabulary import tokenizer_metadata
 from gemma_np.modules import Dense, Normalize
 from gemma_np.prompts import PUBLISHED
 from gemma_np.weights.blocks import PackedTensor, row_bytes, to_blocks
-from gemma_np.weights.loading import FUSED, Loader, Matrix, formats_held, layer_tensors, tensor_name
-from gemma_np.weights.quantize import Packed, check_shape, encode
+from gemma_np.weights.loading import Loader, Matrix, formats_held
+from gemma_np.weights.names import FUSED, layer_tensors, tensor_name
+from gemma_np.weights.packed import Packed
+from gemma_np.weights.quantize import check_shape, encode
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers for a file's matrices
@@ -277,10 +279,3 @@ def stored(w: Matrix, type: str, name: str) -> AnyArray:
     if type == "F16" and not np.abs(w).max() <= LARGEST_F16:
         raise WeightsError(f"{name} holds {np.abs(w).max():.7g}, and float16 ends at {LARGEST_F16}; take bf16 or f32")
     return to_bfloat16(w) if type == "BF16" else w.astype(FLOATS[type], copy=False)
-
-
-def to_bfloat16(w: Float32) -> AnyArray:
-    """The upper halves, rounded to nearest, ties to even. NaN stays NaN."""
-    bits = np.ascontiguousarray(w).view(np.uint32)
-    rounded = bits + 0x7FFF + (bits >> 16 & 1)
-    return np.where(np.isnan(w), bits >> 16 | 64, rounded >> 16).astype("<u2")

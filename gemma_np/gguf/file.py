@@ -28,7 +28,7 @@ import numpy as np
 
 from gemma_np.arrays import AnyArray
 from gemma_np.errors import CheckpointError
-from gemma_np.files.safetensors import MappedFile, map_file
+from gemma_np.files.mapped import MappedFile, map_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

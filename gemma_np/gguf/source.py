@@ -14,41 +14,23 @@ from typing import Any, Literal
 import numpy as np
 
 from gemma_np.checkpoint.bundle import is_bundle
+from gemma_np.checkpoint.defaults import Defaults, read_defaults
+from gemma_np.checkpoint.folder import dense_tensors
 from gemma_np.checkpoint.source import Source, open_source
 from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
 from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
 from gemma_np.files.safetensors import Tensor
 from gemma_np.gguf.file import GGUF, Texts, open_gguf
+from gemma_np.gguf.names import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
 from gemma_np.gguf.tensors import RoundedTensor, stored
 from gemma_np.gguf.tokenizer import open_tokenizer
 from gemma_np.hub import FULL_MODEL
-from gemma_np.modules import Defaults, Dense, Modules, Normalize, check_widths, read_defaults, resolve_modules
+from gemma_np.modules import Dense, Modules, Normalize, check_widths, resolve_modules
 from gemma_np.prompts import PUBLISHED
-from gemma_np.weights.loading import Stored, dense_tensors, formats_held, layer_tensors
+from gemma_np.weights.loading import Stored, formats_held
+from gemma_np.weights.names import layer_tensors
 
 log = logging.getLogger("gemma_np")
-
-ARCHITECTURE = "gemma-embedding"
-# LayerWeights' fields in a GGUF file: q_proj of layer 0 is `blk.0.attn_q.weight`.
-FIELDS = {
-    "input_layernorm": "attn_norm",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "q_norm": "attn_q_norm",
-    "k_norm": "attn_k_norm",
-    "o_proj": "attn_output",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-HEADS = {"2_Dense": "dense_2", "3_Dense": "dense_3"}
-PATTERN = 6  # every sixth layer sees all tokens
-MEAN = 1  # of llama.cpp's ways to pool
-TRUNK_ALONE = Modules("", "1_Pooling", True, (Normalize("4_Normalize"),))
 
 
 def gguf_config(file: GGUF) -> Config:

@@ -7,7 +7,8 @@ import numpy as np
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
-from gemma_np.files.safetensors import FLOATS, MappedFile, Tensor
+from gemma_np.files.mapped import MappedFile
+from gemma_np.files.safetensors import FLOATS, Tensor
 from gemma_np.gguf.file import TYPES, TensorInfo
 from gemma_np.weights.blocks import BlockTensor, check_scales
 from gemma_np.weights.quantize import UInt8

@@ -1,35 +1,21 @@
 """The tokenizer in a GGUF file: llama.cpp's tables of pieces, scores and types, and back."""
 
-import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma_np.arrays import AnyArray
 from gemma_np.config import Config
-from gemma_np.errors import CheckpointError, GemmaWarning, InputError
-from gemma_np.gguf.file import GGUF, Texts, open_gguf
-from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json
-from gemma_np.tokens.pieces import (
-    BYTE,
-    CONTROL,
-    FILE,
-    NORMAL,
-    SPACE,
-    UNUSED,
-    USER_DEFINED,
-    Pieces,
-    Table,
-    from_scores,
-    open_pieces,
-)
+from gemma_np.errors import CheckpointError
+from gemma_np.gguf.file import GGUF, Texts
+from gemma_np.gguf.names import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from gemma_np.tokens.pieces import SPACE, Pieces, Table, make_pieces
 from gemma_np.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gemma_np.checkpoint.source import Source
-
-ADDED_SCORE = -1000.0  # of pieces that do not merge, as llama.cpp's converter writes it
+    pass
 
 
 def gguf_pieces(file: GGUF, config: Config) -> Pieces:
@@ -65,66 +51,45 @@ def open_tokenizer(file: GGUF, config: Config, run: Callable[[int], None] | None
     return Tokenizer(file.source.path, config, gguf_pieces(file, config), run)
 
 
-def tokenizer_metadata(source: "Source") -> dict[str, Any]:
-    """A model's tokenizer under llama.cpp's keys, one piece for each row of the embedding table.
+def from_scores(
+    path: Path, table: Table, scores: AnyArray, types: AnyArray, prefix: Sequence[int], suffix: Sequence[int]
+) -> Pieces:
+    """The pieces of a GGUF file of SentencePiece's kind: tokenizer.ggml.tokens, scores and token_type.
 
-    InputError for one that these tables cannot express; GemmaWarning for one that llama.cpp will read a little
-    differently.
+    A higher score merges first; a score is all that SentencePiece has, the order of equal ones is that of
+    tokenizer.json. What is user-defined merges before the rest: in SentencePiece's own model its score is 0, the
+    highest, but converters write -1000. They also write its U+2581 as spaces.
+
+    prefix, suffix  ids around each text: [bos] and [eos] where the file says add_bos and add_eos, else empty
+    raises          CheckpointError
     """
-    pieces = pieces_of(source)
-    V = source.config.V
-    table = [pieces.piece(id) for id in range(min(len(pieces), V))]
-    kinds = np.full(len(table), NORMAL, np.int32)
-    kinds[pieces.byte_ids] = BYTE
-    added = dict(zip(pieces.added.tolist(), pieces.special.tolist(), strict=True))
-    for id, special in added.items():
-        if id < len(table):
-            kinds[id] = CONTROL if special else USER_DEFINED
-            table[id] = table[id] if special else table[id].replace(SPACE, b" ")
-    ranks = pieces.ranks[: len(table)]
-    for id in np.flatnonzero((kinds == NORMAL) & (ranks < 0)).tolist():
-        if len(table[id].decode(errors="replace")) > 1:
-            kinds[id] = UNUSED
-    merged = kinds == NORMAL
-    ranks = np.where(ranks < 0, ranks.max(initial=0) + 1, ranks)  # what no merge makes comes last
-    scores = np.full(len(table), ADDED_SCORE, np.float32)
-    scores[merged] = -1 - np.unique(ranks[merged], return_inverse=True)[1]
-    table += [f"[PAD{id}]".encode() for id in range(len(table), V)]
-    padding = V - len(kinds)
-    around = {"bos": pieces.prefix.tolist(), "eos": pieces.suffix.tolist()}
-    if any(len(ids) > 1 for ids in around.values()):
-        raise InputError(f"{pieces.path} puts several tokens around a text; llama.cpp has room for one on each side")
-    if pieces.splits.any() or (kinds == UNUSED).any():
-        warnings.warn(
-            f"{pieces.path}: some pieces merge in one way only, which GGUF's tables cannot say: llama.cpp may part "
-            "some words otherwise, and vectors then differ",
-            GemmaWarning,
-            stacklevel=2,
-        )
-    ids = {piece: id for id, piece in enumerate(table)}
-    known = {"unknown": b"<unk>", "padding": b"<pad>", "mask": b"<mask>"}
-    settings: dict[str, Any] = {
-        "model": "llama",
-        "pre": "default",
-        "tokens": table,
-        "scores": np.concatenate([scores, np.full(padding, ADDED_SCORE, np.float32)]),
-        "token_type": np.concatenate([kinds, np.full(padding, UNUSED, np.int32)]),
-        **{f"{name}_token_id": found[0] for name, found in around.items() if found},
-        **{f"{name}_token_id": ids[piece] for name, piece in known.items() if piece in ids},
-        **{f"add_{name}_token": bool(found) for name, found in around.items()},
-        "add_space_prefix": False,
-    }
-    return {f"tokenizer.ggml.{key}": value for key, value in settings.items()}
-
-
-def pieces_of(source: "Source") -> Pieces:
-    """The tokenizer of a model as tables."""
-    if os.path.isfile(source.path):
-        return gguf_pieces(open_gguf(source.path), source.config)
-    trunk = source.path / source.modules.trunk
-    if os.path.isfile(trunk / FILE):
-        return open_pieces(trunk / FILE)
+    scores, types, V = np.asarray(scores, np.float32), np.asarray(types), len(table.starts) - 1
+    user = types == USER_DEFINED
     try:
-        return from_tokenizer_json(trunk / "tokenizer.json")
-    except Inexpressible as error:
-        raise InputError(f"{trunk / 'tokenizer.json'} cannot be exported: {error}") from None
+        if not V == len(scores) == len(types):
+            raise ValueError(f"{V} pieces, {len(scores)} scores and {len(types)} types do not fit together")
+        if np.isnan(scores).any():
+            raise ValueError("a score is NaN")
+        if any(not 0 <= id < V for id in (*prefix, *suffix)):
+            raise ValueError(f"bos or eos is none of the {V} pieces")
+        normal = types == NORMAL
+        ranks = np.full(V, -1, np.int32)
+        ranks[normal] = np.unique(-scores[normal], return_inverse=True)[1] + 1
+        ranks[user] = 0
+        special = np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist()
+        added = np.flatnonzero(user).tolist() + special
+        spaced = with_spaces(table, user)
+        return make_pieces(path, spaced, ranks, np.zeros(V), added, special, prefix, suffix, pieces=V)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its tokenizer cannot be used: {error}") from None
+
+
+def with_spaces(table: Table, chosen: AnyArray) -> Table:
+    """The table with U+2581 for spaces in the chosen pieces, bool [V]."""
+    spaces = np.flatnonzero(table.text == ord(" "))
+    spaces = spaces[chosen[np.searchsorted(table.starts, spaces, side="right") - 1]]
+    text = table.text.copy()
+    text[spaces] = SPACE[0]
+    rest = np.tile(np.frombuffer(SPACE[1:], np.uint8), len(spaces))
+    starts = table.starts + 2 * np.searchsorted(spaces, table.starts)
+    return Table(np.insert(text, np.repeat(spaces + 1, 2), rest), starts.astype(np.int32))

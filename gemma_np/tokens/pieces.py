@@ -26,7 +26,6 @@ LONGEST = 255  # bytes of a piece
 MAX_PROBES = 4096  # slots in a row that are taken; Gemma's hash table has 235
 DTYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "U8": np.dtype("u1")}
 BYTES = ("text", "splits", "special")  # arrays of bytes; the others are int32
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF's types of pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,50 +160,6 @@ def same(table: Table, hashes: AnyArray) -> tuple[int, int] | None:
         if (other := seen.setdefault(piece_of(table, id), id)) != id:
             return other, id
     return None
-
-
-def from_scores(
-    path: Path, table: Table, scores: AnyArray, types: AnyArray, prefix: Sequence[int], suffix: Sequence[int]
-) -> Pieces:
-    """The pieces of a GGUF file of SentencePiece's kind: tokenizer.ggml.tokens, scores and token_type.
-
-    A higher score merges first; a score is all that SentencePiece has, the order of equal ones is that of
-    tokenizer.json. What is user-defined merges before the rest: in SentencePiece's own model its score is 0, the
-    highest, but converters write -1000. They also write its U+2581 as spaces.
-
-    prefix, suffix  ids around each text: [bos] and [eos] where the file says add_bos and add_eos, else empty
-    raises          CheckpointError
-    """
-    scores, types, V = np.asarray(scores, np.float32), np.asarray(types), len(table.starts) - 1
-    user = types == USER_DEFINED
-    try:
-        if not V == len(scores) == len(types):
-            raise ValueError(f"{V} pieces, {len(scores)} scores and {len(types)} types do not fit together")
-        if np.isnan(scores).any():
-            raise ValueError("a score is NaN")
-        if any(not 0 <= id < V for id in (*prefix, *suffix)):
-            raise ValueError(f"bos or eos is none of the {V} pieces")
-        normal = types == NORMAL
-        ranks = np.full(V, -1, np.int32)
-        ranks[normal] = np.unique(-scores[normal], return_inverse=True)[1] + 1
-        ranks[user] = 0
-        special = np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist()
-        added = np.flatnonzero(user).tolist() + special
-        spaced = with_spaces(table, user)
-        return make_pieces(path, spaced, ranks, np.zeros(V), added, special, prefix, suffix, pieces=V)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its tokenizer cannot be used: {error}") from None
-
-
-def with_spaces(table: Table, chosen: AnyArray) -> Table:
-    """The table with U+2581 for spaces in the chosen pieces, bool [V]."""
-    spaces = np.flatnonzero(table.text == ord(" "))
-    spaces = spaces[chosen[np.searchsorted(table.starts, spaces, side="right") - 1]]
-    text = table.text.copy()
-    text[spaces] = SPACE[0]
-    rest = np.tile(np.frombuffer(SPACE[1:], np.uint8), len(spaces))
-    starts = table.starts + 2 * np.searchsorted(spaces, table.starts)
-    return Table(np.insert(text, np.repeat(spaces + 1, 2), rest), starts.astype(np.int32))
 
 
 def hashed(text: AnyArray, starts: Int32) -> AnyArray:

@@ -4,27 +4,24 @@ The package and Gemma's tokenizer.json take 290 MB and a second to open, the arr
 some milliseconds; the ids are the same.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from gemma_np.arrays import Int32
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, InputError
-from gemma_np.files.safetensors import MAX_HEADER
 from gemma_np.tokens.bpe import Encoder
+from gemma_np.tokens.package import Package
 from gemma_np.tokens.pieces import FILE, Pieces, open_pieces
 
 if TYPE_CHECKING:
-    import tokenizers
+    pass
 
 MAX_FRAME = 64  # ids around a text
-MAX_ID = 2**31 - 1  # the package's ids have 32 bits, an embedding table has fewer rows than this
 
 
 class Source(Protocol):
@@ -43,81 +40,6 @@ class Source(Protocol):
     def encode(self, texts: Sequence[str]) -> list[Int32]: ...
 
     def name(self, id: int) -> str: ...
-
-
-class Package:
-    """A tokenizer.json in the `tokenizers` package."""
-
-    def __init__(self, path: Path) -> None:
-        import tokenizers
-
-        self.path = path
-        if not os.path.isfile(path):
-            raise CheckpointError(f"{path} is missing; a checkpoint folder needs it")
-        if path.stat().st_size > MAX_HEADER:
-            raise CheckpointError(f"{path} is not a tokenizer (it has more than {MAX_HEADER:,} bytes)")
-        with self._errors("is not a tokenizer"):
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            self._tokenizer.no_truncation()
-            self._tokenizer.no_padding()
-        if why := unserved(self._tokenizer):
-            raise CheckpointError(f"{path}: {why} is not served; take the model's own tokenizer.json")
-        self.sizes = self._tokenizer.get_vocab_size(with_added_tokens=False), MAX_ID + 1  # there may be gaps
-        with self._errors("is not a tokenizer"):
-            bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-            full = self._tokenizer.encode("a").ids
-        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-        self.prefix, self.suffix = full[:start], full[start + len(bare) :]
-
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """The package's errors as ours. It raises nothing more specific than Exception, and panics, which are none."""
-        try:
-            yield
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise CheckpointError(f"{self.path} {what} ({error}); download it again") from None
-
-    def encode(self, texts: Sequence[str]) -> list[Int32]:
-        with self._errors("fails on a text"):
-            encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return [np.array(encoding.ids, np.uint32).clip(max=MAX_ID).astype(np.int32) for encoding in encodings]
-
-    def name(self, id: int) -> str:
-        return str(self._tokenizer.id_to_token(id))
-
-
-def unserved(tokenizer: "tokenizers.Tokenizer") -> str | None:
-    """The part of a tokenizer that could blow a text up, or give other ids each time; Gemma's has none.
-
-    The package runs any: a Replace of "a" by "aa", 40 times in a sequence, asks for a terabyte and ends the process.
-    """
-
-    def settings(part: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {"type": None} if part is None else json.loads(part.__getstate__())
-        return found
-
-    normalizer = settings(tokenizer.normalizer)
-    splitter = settings(tokenizer.pre_tokenizer)
-    frame = settings(tokenizer.post_processor)
-    for name, part, served in (
-        ("normalizer", normalizer, (None, "Replace")),
-        ("pre_tokenizer", splitter, (None, "Split", "Whitespace")),
-        ("post_processor", frame, (None, "TemplateProcessing")),
-        ("model", {"type": type(tokenizer.model).__name__}, ("BPE", "WordLevel")),
-    ):
-        if part["type"] not in served:
-            return f"the {name} {part['type']}"
-        if "String" not in part.get("pattern", {"String": ""}):
-            return f"a {name} with the pattern {part['pattern']}"
-    if len(normalizer.get("content", "")) > 1:
-        return "a normalizer that lengthens texts"
-    if getattr(tokenizer.model, "dropout", None):
-        return "a model with dropout"
-    if frame["type"] and [item["Sequence"]["id"] for item in frame["single"] if "Sequence" in item] != ["A"]:
-        return "a post_processor that takes a text several times"
-    return None
 
 
 class Tokenizer:

@@ -12,8 +12,9 @@ import numpy as np
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import WeightsError
-from gemma_np.files.safetensors import MappedFile
-from gemma_np.weights.quantize import BLOCK, ZERO, Float16, Packed, UInt8, decode, layout
+from gemma_np.files.mapped import MappedFile
+from gemma_np.weights.packed import Packed, layout
+from gemma_np.weights.quantize import BLOCK, ZERO, Float16, UInt8, decode
 
 BLOCK_BYTES = {"q8_0": 2 + BLOCK, "q4_0": 2 + BLOCK // 2}  # a float16 scale, then the codes
 

@@ -1,30 +1,27 @@
 """Tensor names -> weights. Every name and shape is checked against the configuration before anything is used."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from gemma_np.arrays import AnyArray, Float32, Int32
+from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import Config
 from gemma_np.errors import WeightsError
-from gemma_np.files.safetensors import Tensor, open_checkpoint, open_safetensors
+from gemma_np.files.safetensors import Tensor
 from gemma_np.modules import Dense, Modules
 from gemma_np.weights.blocks import BlockTensor, PackedTensor
-from gemma_np.weights.quantize import BLOCK, LANES, Packed, check_shape, format_of, pack, pack_codes
+from gemma_np.weights.names import FUSED, IN_TURN, layer_tensors, tensor_name
+from gemma_np.weights.packed import LANES, Packed, pack, pack_codes
+from gemma_np.weights.quantize import BLOCK, check_shape, format_of
 
 log = logging.getLogger("gemma_np")
 
 
 Matrix = Float32 | Packed
 Stored = Tensor | BlockTensor | PackedTensor
-
-# Matrices that kernels multiply in one go, and what they are made of: below each other, or 16 rows of each in turn.
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-IN_TURN = {"gate_up_proj"}
 
 
 class Table(Protocol):
@@ -76,74 +73,6 @@ class Weights:
     norm: Float32  # [D]
     dense: dict[str, DenseWeights]  # by module name: "2_Dense"
     embed_format: str = "f32"  # rows of the table are rounded to it as they are read
-
-
-def tensor_name(i: int, field: str) -> str:
-    """LayerWeights' field -> the tensor's name in layer i."""
-    if field in ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_norm", "k_norm", "o_proj"):
-        return f"layers.{i}.self_attn.{field}.weight"
-    if field in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
-        return f"layers.{i}.mlp.{field}.weight"
-    return f"layers.{i}.{field}.weight"
-
-
-def layer_tensors(config: Config, i: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """LayerWeights' fields -> the tensor's name and shape in layer i."""
-    D, F, layer = config.D, config.F, config.layers[i]
-    queries, keys = layer.N * layer.H, layer.K * layer.H
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (D,),
-        "q_proj": (queries, D),
-        "k_proj": (keys, D),
-        "v_proj": (keys, D),
-        "q_norm": (layer.H,),
-        "k_norm": (layer.H,),
-        "o_proj": (D, queries),
-        "post_attention_layernorm": (D,),
-        "pre_feedforward_layernorm": (D,),
-        "gate_proj": (F, D),
-        "up_proj": (F, D),
-        "down_proj": (D, F),
-        "post_feedforward_layernorm": (D,),
-    }
-    return {field: (tensor_name(i, field), shape) for field, shape in shapes.items()}
-
-
-def trunk_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the trunk with its shape."""
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.V, config.D)}
-    for i in range(len(config.layers)):
-        shapes.update(layer_tensors(config, i).values())
-    shapes["norm.weight"] = (config.D,)
-    return shapes
-
-
-def dense_shapes(head: Dense) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Dense module with their shapes."""
-    bias: dict[str, tuple[int, ...]] = {"linear.bias": (head.outputs,)} if head.has_bias else {}
-    return {"linear.weight": (head.outputs, head.inputs), **bias}
-
-
-def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, checked: the trunk's by their names, a Dense module's as `2_Dense/linear.weight`."""
-    trunk = folder / modules.trunk
-    tensors = without_prefix(open_checkpoint(trunk))
-    check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
-    check_floats(tensors, trunk_shapes(config))
-    found = {name: tensors[name] for name in trunk_shapes(config)}  # others may have any name and shape
-    return found | dense_tensors(folder, modules)
-
-
-def dense_tensors(folder: Path, modules: Modules) -> dict[str, Tensor]:
-    """The Dense modules' tensors of a checkpoint, checked."""
-    found: dict[str, Tensor] = {}
-    for head in modules.heads:
-        if isinstance(head, Dense):
-            parts = open_safetensors(folder / head.name / "model.safetensors")
-            check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
-            check_floats(parts, dense_shapes(head))
-            found |= {f"{head.name}/{name}": parts[name] for name in dense_shapes(head)}
-    return found
 
 
 def load_weights(
@@ -294,69 +223,3 @@ def formats_of(weights: Weights) -> tuple[str, ...]:
     arrays = [array for layer in weights.layers for array in vars(layer).values()]
     arrays += [head.weight for head in weights.dense.values()]
     return tuple(sorted({array.format for array in arrays if isinstance(array, Packed)}))
-
-
-def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names without the `model.` that some files put in front; WeightsError if two become one."""
-    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    for name in tensors.keys() - bare.keys():
-        if name.removeprefix("model.") in tensors:
-            raise WeightsError(
-                f"{tensors[name].path}: {name} and {name.removeprefix('model.')} are both there; expected one"
-            )
-    return bare
-
-
-def check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], config_path: Path) -> None:
-    """WeightsError for tensors that are missing or misshapen; a warning for those that nobody uses."""
-    where = next(iter(tensors.values())).path.name if tensors else f"{config_path.parent}/model.safetensors"
-    if missing := [name for name in shapes if name not in tensors]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise WeightsError(
-            f"{where}: {', '.join(missing[:3])}{more} missing; {config_path} asks for {len(shapes)} tensors, the file "
-            f"has {len(tensors)}. `gemma-np info {config_path.parent}` lists them"
-        )
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.shape != shape:
-            raise WeightsError(
-                f"{tensor.path.name}: {name} has shape {tensor.shape}, expected {shape} from {config_path}. "
-                f"`gemma-np info {config_path.parent}` lists the tensors"
-            )
-    if unknown := sorted(tensors.keys() - shapes.keys()):
-        log.warning("%s: %d tensors are not used: %s", where, len(unknown), ", ".join(unknown[:5]))
-
-
-def check_floats(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    """CheckpointError for a tensor of a type that we do not serve."""
-    for name in names:
-        tensors[name].stored_dtype()
-
-
-def find_nonfinite(weights: Weights, ids: Sequence[Int32]) -> str | None:
-    """The name of a tensor that holds NaN or infinity, or None. For telling why a vector is not finite."""
-    for i, layer in enumerate(weights.layers):
-        for field, values in vars(layer).items():
-            if not finite(values):
-                return tensor_name(i, field)
-    if not np.isfinite(weights.norm).all():
-        return "norm.weight"
-    for name, parts in weights.dense.items():
-        if not finite(parts.weight):
-            return f"{name}/linear.weight"
-        if parts.bias is not None and not np.isfinite(parts.bias).all():
-            return f"{name}/linear.bias"
-    for tokens in ids:
-        for token in np.unique(tokens):
-            if not np.isfinite(weights.embed_tokens.rows(token[None])).all():
-                return f"embed_tokens.weight (row {token})"
-    return None
-
-
-def finite(matrix: Matrix | None) -> bool:
-    """Whether all values are finite; of quantised ones the scales decide."""
-    if matrix is None:
-        return True
-    if not isinstance(matrix, Packed):
-        return bool(np.isfinite(matrix).all())
-    return bool(np.isfinite(matrix.codes if matrix.scales is None else matrix.scales).all())

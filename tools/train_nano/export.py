@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gemma_np.config import read_config
-from gemma_np.weights.loading import trunk_shapes
+from gemma_np.weights.names import trunk_shapes
 
 
 def trunk_config(config: dict[str, Any]) -> dict[str, Any]:
