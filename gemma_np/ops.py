@@ -1,7 +1,7 @@
 """One function per equation, float32 in and float32 out.
 
 Scalars come from `math`, never from NumPy: a np.float64 scalar would turn a float32 array into float64.
-Letters: T tokens, D hidden size, N query heads, K key/value heads, H head size.
+Letters: T tokens, D hidden size, N query heads, K key/value heads, G = N / K, H head size.
 """
 
 import math
@@ -9,6 +9,8 @@ import math
 import numpy as np
 
 from gemma_np.arrays import Bool, Float32
+
+QUERY_BLOCK = 256  # queries that attend together, see `attend`
 
 
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:  # [..., D], [D] -> [..., D]
@@ -60,6 +62,36 @@ def gelu_tanh(x: Float32) -> Float32:
     return t
 
 
+def attend(q: Float32, k: Float32, v: Float32, radius: int | None) -> Float32:
+    """softmax(q k^T) v: each token's mean of the values within reach, weighted by how well its query fits their keys.
+
+    q        [T, N, H], scaled; G query heads share a key/value head: query head n has key/value head n // G
+    k, v     [T, K, H]
+    radius   how far a token sees to each side, see `window_mask`; None: to every token
+    returns  [T, N * H]
+
+    QUERY_BLOCK queries at a time see the keys that one of them may see, so that a [N, T, T] array never exists.
+    Source: Vaswani et al., Attention Is All You Need, equation 1; Ainslie et al., GQA.
+    """
+    T, N, H = q.shape
+    K = k.shape[1]
+    reach = T if radius is None else radius
+    q = q.reshape(T, K, N // K, H).transpose(1, 2, 0, 3)  # [K, G, T, H]
+    k, v = k.transpose(1, 2, 0), v.transpose(1, 0, 2)  # [K, H, T], [K, T, H]
+    out = np.empty((T, N * H), dtype=np.float32)
+    for start in range(0, T, QUERY_BLOCK):
+        queries = range(start, min(start + QUERY_BLOCK, T))
+        keys = range(max(0, queries.start - reach), min(T, queries.stop + reach))
+        rows = q[:, :, queries.start : queries.stop].reshape(K, -1, H)  # [K, G * queries, H]
+        scores = (rows @ k[:, :, keys.start : keys.stop]).reshape(K, -1, len(queries), len(keys))
+        if len(keys) > reach + 1:  # else every key is within reach of every query
+            np.copyto(scores, np.float32(-np.inf), where=~window_mask(queries, keys, reach))
+        weights = softmax(scores).reshape(K, -1, len(keys))  # [K, G * queries, keys]
+        a = (weights @ v[:, keys.start : keys.stop]).reshape(K, -1, len(queries), H)  # [K, G, queries, H]
+        out[queries.start : queries.stop] = a.transpose(2, 0, 1, 3).reshape(len(queries), -1)
+    return out
+
+
 def softmax(scores: Float32) -> Float32:  # [..., T] -> [..., T], in place
     """exp(s) / sum(exp(s)) over the last axis; the maximum is taken off first, so that exp cannot overflow."""
     scores -= scores.max(axis=-1, keepdims=True)
@@ -81,7 +113,8 @@ def window_mask(queries: range, keys: range, radius: int) -> Bool:
                                                      0 1 1 1 1
                                                      0 0 1 1 1
 
-    Source: transformers, modeling_gemma3.py (_bidirectional_window_overlay, there with an exclusive bound).
+    Source: transformers, modeling_gemma3.py (_bidirectional_window_overlay, there with an exclusive bound). The sources
+    disagree: DeepMind's JAX code does not halve the window, so that a token there sees 511 to each side.
     """
     distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(keys.start, keys.stop)
     near: Bool = np.abs(distance) <= radius

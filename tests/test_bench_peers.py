@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_np.weights.quantize import QUANTIZATIONS, quantized_rows
+from gemma_np.weights.quantize import QUANTIZATIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_the_floor_counts_the_pairs_inside_the_window(bench: Any, T: int, radius
 
 def test_the_floor_counts_every_weight_of_a_product(bench: Any, small: Path) -> None:
     """All matrices of the file but the embedding table: the trunk's for each token, the Dense heads' for each text."""
-    from gemma_np.embedder import EmbeddingGemma
+    from gemma_np import EmbeddingGemma
     from gemma_np.weights.names import dense_shapes, trunk_shapes
 
     model = EmbeddingGemma(small)
@@ -103,7 +103,7 @@ def test_the_report_compares_like_with_like(bench: Any) -> None:
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_formats_are_judged_by_the_values_that_the_model_has(bench: Any, small: Path, quantization: str) -> None:
     """Every matrix but the embedding table, whose rows are compared."""
-    from gemma_np.embedder import EmbeddingGemma
+    from gemma_np import EmbeddingGemma
 
     values = bench("formats").our_values(small, quantization)
     weights = EmbeddingGemma(small, quantization=quantization).weights
@@ -114,5 +114,5 @@ def test_formats_are_judged_by_the_values_that_the_model_has(bench: Any, small: 
             np.testing.assert_array_equal(found, getattr(layer, name).dequantize(), f"{i} {name}")
     for name, head in weights.dense.items():
         np.testing.assert_array_equal(values[f"{name}/linear.weight"], head.weight.dequantize())
-    expected = quantized_rows(weights.embed_tokens.rows(np.array([5, 9])), weights.embed_format)
+    expected = weights.embed_tokens.rows(np.array([5, 9]))
     np.testing.assert_array_equal(values["embed_tokens.weight"][[5, 9]], expected)

@@ -20,13 +20,12 @@ from reference_float64 import Reference
 from sentences import sentences
 from zoo import TEXTS, ZOO
 
-from gemma_np import model
+from gemma_np import EmbeddingGemma, model
 from gemma_np.arrays import AnyArray, Float32, Int32
-from gemma_np.embedder import EmbeddingGemma
 from gemma_np.fast import Fast
-from gemma_np.ops import rope_table, rotate
+from gemma_np.ops import attend, rope_table, rotate
 from gemma_np.weights.packed import Packed
-from gemma_np.weights.quantize import QUANTIZATIONS, quantized_rows
+from gemma_np.weights.quantize import QUANTIZATIONS
 
 FORMATS = (None, *QUANTIZATIONS)
 Names = dict[str, AnyArray]
@@ -76,7 +75,7 @@ def expected_steps(ours: EmbeddingGemma, ids: Int32) -> Iterator[tuple[int, str,
         q = rotate(at["self_attn.q_norm"], *rope) * np.float32(layer.scale)
         k, v = rotate(at["self_attn.k_norm"], *rope), at["self_attn.v_proj"].reshape(T, K, H)
         grouped = q.reshape(T, K, N // K, H).transpose(1, 2, 0, 3)
-        a = model.attend(grouped, k.transpose(1, 2, 0), v.transpose(1, 0, 2), range(T), layer.radius)
+        a = attend(q, k, v, layer.radius)
         assert np.allclose(model.linear(a, w.o_proj), at["self_attn.o_proj"], rtol=1e-4, atol=1e-4)
         qkv = [at[f"self_attn.{name}_proj"] for name in "qkv"]
         yield i, "input_layernorm", {"a": at["input_layernorm"], "x": x}
@@ -169,7 +168,7 @@ def exact_weights(ours: EmbeddingGemma) -> dict[str, Any]:
             return ours.config.V
 
         def __getitem__(self, ids: list[int]) -> Float32:
-            return quantized_rows(table.rows(np.array(ids)), ours.weights.embed_format)
+            return table.rows(np.array(ids))
 
     weights: dict[str, Any] = {"embed_tokens.weight": Rows()}
     for i, layer in enumerate(ours.weights.layers):

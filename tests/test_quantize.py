@@ -6,17 +6,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from gemma_np.kernels.plan import FORMATS, GROUP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gemma_np import InputError, WeightsError
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import read_config
-from gemma_np.errors import InputError, WeightsError
 from gemma_np.weights.blocks import BLOCK_BYTES, to_blocks
 from gemma_np.weights.names import trunk_shapes
 from gemma_np.weights.packed import Packed, aligned_empty, pack
-from gemma_np.weights.quantize import BLOCK, FORMATS, STEPS, ZERO, decode, encode, format_of, quantized_rows
+from gemma_np.weights.quantize import STEPS, ZERO, decode, encode, format_of, quantized_rows
 
 QUANTISED = FORMATS[1:]
 OVERFLOW = {"q8_0": 65520 * 127, "q4_0": 65520 * 8}  # the first magnitude whose scale is infinite in float16
@@ -26,7 +27,7 @@ rng = np.random.default_rng(0)
 def golden_blocks() -> Float32:  # -> [7, 32]
     """Blocks made of integers, so that no generator's version counts: wide, ties of q8_0, a negative maximum with
     ties of q4_0, one outlier, float16 denormal scales, zeros, near-ties that tell / 127 from * (1 / 127)."""
-    i = np.arange(BLOCK)
+    i = np.arange(GROUP)
     d = np.float32(16971) / np.float32(127)
     return np.float32(
         [
@@ -35,7 +36,7 @@ def golden_blocks() -> Float32:  # -> [7, 32]
             np.where(i == 9, -8, (i - 16) / 2),  # d = 1: halves, and 7.5 at the top
             np.where(i == 31, 38, (i % 5 - 2) / 7),
             (i * i % 29 - 14) * 2.0**-20,
-            np.zeros(BLOCK),
+            np.zeros(GROUP),
             np.where(i, np.float32(i - 15.5) * d, 16971),
         ]
     )
@@ -75,7 +76,7 @@ def gguf_bytes(x: Float32, format: str) -> list[str]:
     import gguf
 
     kind = gguf.GGMLQuantizationType[format.upper()]
-    return [block.tobytes().hex() for block in gguf.quants.quantize(x.reshape(-1, BLOCK), kind)]
+    return [block.tobytes().hex() for block in gguf.quants.quantize(x.reshape(-1, GROUP), kind)]
 
 
 def c_block(x: Float32, format: str) -> tuple[list[int], np.float16]:
@@ -105,16 +106,16 @@ def block(draw: st.DrawFn, format: str) -> Float32:  # -> [32]
     limit = OVERFLOW[format]
     kind = draw(st.sampled_from(["any", "sparse", "ties", "denormal", "small", "huge"]))
     if kind == "ties":  # a step of exactly 2^e, and multiples of its half
-        x = draw(arrays(np.float32, BLOCK, elements=st.integers(-2 * STEPS[format], 2 * STEPS[format])))
-        x[draw(st.integers(0, BLOCK - 1))] = draw(st.sampled_from([-2, 2])) * STEPS[format]
+        x = draw(arrays(np.float32, GROUP, elements=st.integers(-2 * STEPS[format], 2 * STEPS[format])))
+        x[draw(st.integers(0, GROUP - 1))] = draw(st.sampled_from([-2, 2])) * STEPS[format]
         return x * np.float32(2.0 ** draw(st.integers(-40, 14)))
     largest = {"any": limit, "sparse": limit, "denormal": 2.0**-120, "small": 2.0**-7, "huge": limit}[kind]
-    x = draw(arrays(np.float32, BLOCK, elements=magnitudes(float(np.float32(largest))), fill=st.just(0.0)))
+    x = draw(arrays(np.float32, GROUP, elements=magnitudes(float(np.float32(largest))), fill=st.just(0.0)))
     if kind == "sparse":
         x[1:] = 0
-        x = np.roll(x, draw(st.integers(0, BLOCK - 1)))
+        x = np.roll(x, draw(st.integers(0, GROUP - 1)))
     if kind == "huge":
-        x[draw(st.integers(0, BLOCK - 1))] = np.nextafter(np.float32(limit), np.float32(0))
+        x[draw(st.integers(0, GROUP - 1))] = np.nextafter(np.float32(limit), np.float32(0))
     return x
 
 
@@ -123,9 +124,9 @@ def error_bound(x: Float32, format: str) -> AnyArray:  # [32] -> float64 [32]
     x64 = x.astype(np.float64)
     if format == "q8_0":
         d = float(np.abs(x).max() / np.float32(127))
-        return np.full(BLOCK, d * (1 / 2 + 2.0**-15) + 127 * max(d * 2.0**-11, 2.0**-25))
+        return np.full(GROUP, d * (1 / 2 + 2.0**-15) + 127 * max(d * 2.0**-11, 2.0**-25))
     d = float(x[np.abs(x).argmax()] / np.float32(-8))
-    beyond = np.maximum(1 / 2, x64 / d - 7) if d else np.zeros(BLOCK)
+    beyond = np.maximum(1 / 2, x64 / d - 7) if d else np.zeros(GROUP)
     return abs(d) * (beyond + 2.0**-19) + 8 * max(abs(d) * 2.0**-11, 2.0**-25)
 
 
@@ -160,8 +161,8 @@ def test_every_block_is_gguf_s_bit_for_bit(format: str, data: st.DataObject) -> 
 def test_a_heavy_tailed_matrix_is_what_the_c_code_says(format: str) -> None:
     x = (rng.standard_t(3, (64, 1024)) * 0.01).astype(np.float32)
     codes, scales = encode(x, format)
-    expected = [c_block(block, format) for block in x.reshape(-1, BLOCK)]
-    np.testing.assert_array_equal(codes.reshape(-1, BLOCK), [codes for codes, _ in expected])
+    expected = [c_block(block, format) for block in x.reshape(-1, GROUP)]
+    np.testing.assert_array_equal(codes.reshape(-1, GROUP), [codes for codes, _ in expected])
     np.testing.assert_array_equal(scales.ravel(), [d for _, d in expected])
 
 
@@ -191,7 +192,7 @@ def test_a_block_is_what_the_c_code_says_and_within_its_bound(format: str, data:
 
 def test_halves_go_away_from_zero_in_q8_0_and_what_lies_just_below_does_not() -> None:
     below = np.nextafter(np.float32(0.5), np.float32(0))
-    x = np.zeros((1, BLOCK), np.float32)
+    x = np.zeros((1, GROUP), np.float32)
     x[0, :8] = 127, 0.5, -0.5, 1.5, 2.5, -2.5, below, -below
     codes, scales = encode(x, "q8_0")
     assert scales[0, 0] == 1
@@ -199,7 +200,7 @@ def test_halves_go_away_from_zero_in_q8_0_and_what_lies_just_below_does_not() ->
 
 
 def test_q4_0_has_eight_steps_towards_its_largest_value_and_seven_away_from_it() -> None:
-    x = np.zeros((1, BLOCK), np.float32)
+    x = np.zeros((1, GROUP), np.float32)
     x[0, :6] = -8, 8, 7.4, 7.6, -7.6, 0.5
     codes, scales = encode(x, "q4_0")
     assert scales[0, 0] == 1

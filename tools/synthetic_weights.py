@@ -28,7 +28,7 @@ from distributions import ascending_gains, heavy_tailed, ordinary
 
 from gemma_np.arrays import AnyArray, Bool, Float32
 from gemma_np.config import Config
-from gemma_np.linear import linear
+from gemma_np.model import linear
 from gemma_np.ops import gelu_tanh, rms_norm
 from gemma_np.weights.loading import LayerWeights
 from gemma_np.weights.names import layer_tensors, trunk_shapes

@@ -13,27 +13,28 @@ import numpy as np
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import WeightsError
 from gemma_np.files.mapped import MappedFile
+from gemma_np.kernels.plan import GROUP
 from gemma_np.weights.packed import Packed, layout
-from gemma_np.weights.quantize import BLOCK, ZERO, Float16, UInt8, decode
+from gemma_np.weights.quantize import ZERO, Float16, UInt8, decode
 
-BLOCK_BYTES = {"q8_0": 2 + BLOCK, "q4_0": 2 + BLOCK // 2}  # a float16 scale, then the codes
+BLOCK_BYTES = {"q8_0": 2 + GROUP, "q4_0": 2 + GROUP // 2}  # a float16 scale, then the codes
 
 
 def row_bytes(inputs: int, format: str) -> int:
     """The size of a row of `inputs` values in blocks."""
-    return inputs // BLOCK * BLOCK_BYTES[format]
+    return inputs // GROUP * BLOCK_BYTES[format]
 
 
 def to_blocks(codes: UInt8, scales: Float16, format: str) -> UInt8:  # [n, I], [n, I/32] -> [n, row_bytes]
     """Codes and scales as llama.cpp's blocks: q8_0 has signed codes, q4_0 the codes of inputs i and i + 16 in one byte.
     Source: llama.cpp, ggml-common.h (block_q8_0, block_q4_0)."""
-    codes = codes.reshape(*scales.shape, BLOCK)
+    codes = codes.reshape(*scales.shape, GROUP)
     blocks = np.empty((*scales.shape, BLOCK_BYTES[format]), np.uint8)
     blocks[..., :2] = scales.astype("<f2")[..., None].view(np.uint8)
     if format == "q8_0":
         blocks[..., 2:] = codes ^ ZERO[format]  # subtracts 128, modulo 256
     else:
-        blocks[..., 2:] = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << np.uint8(4)
+        blocks[..., 2:] = codes[..., : GROUP // 2] | codes[..., GROUP // 2 :] << np.uint8(4)
     return blocks.reshape(len(scales), -1)
 
 
@@ -46,7 +47,7 @@ def from_blocks(blocks: UInt8, format: str) -> tuple[UInt8, Float16]:  # [n, row
         codes = blocks[..., 2:] ^ np.uint8(ZERO[format])
     else:
         codes = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1)
-    return codes.reshape(rows, scales.shape[1] * BLOCK), scales
+    return codes.reshape(rows, scales.shape[1] * GROUP), scales
 
 
 def check_scales(scales: Float16, name: str, path: Path) -> None:

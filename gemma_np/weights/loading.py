@@ -1,6 +1,5 @@
-"""Tensor names -> weights. Every name and shape is checked against the configuration before anything is used."""
+"""Stored tensors -> weights in memory, as the files have them or rounded, plain or packed for the kernels."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,14 +10,11 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import Config
 from gemma_np.errors import WeightsError
 from gemma_np.files.safetensors import Tensor
-from gemma_np.modules import Dense, Modules
+from gemma_np.modules import Modules
 from gemma_np.weights.blocks import BlockTensor, PackedTensor
-from gemma_np.weights.names import FUSED, IN_TURN, layer_tensors, tensor_name
+from gemma_np.weights.names import EMBED, FUSED, IN_TURN, layer_tensors, tensor_name
 from gemma_np.weights.packed import LANES, Packed, pack, pack_codes
-from gemma_np.weights.quantize import BLOCK, check_shape, format_of
-
-log = logging.getLogger("gemma_np")
-
+from gemma_np.weights.quantize import check_shape, format_of, quantized_rows
 
 Matrix = Float32 | Packed
 Stored = Tensor | BlockTensor | PackedTensor
@@ -29,14 +25,31 @@ class Table(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def format(self) -> str: ...
     def rows(self, ids: AnyArray) -> Float32: ...  # [T] -> [T, D]
+
+
+@dataclass(frozen=True)
+class RoundedTable:
+    """An embedding table whose rows are rounded to a format as they are read, to the values that a file would hold."""
+
+    stored: Table
+    format: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, D]
+        return quantized_rows(self.stored.rows(ids), self.format, EMBED)
 
 
 @dataclass(frozen=True)
 class LayerWeights:
     """One layer's tensors, named as in the checkpoint: q_proj is `layers.{i}.self_attn.q_proj.weight`.
 
-    Packed matrices that kernels multiply in one go lie in one array, of which q_proj and the others are parts.
+    Matrices that a kernel multiplies together share one packed array; q_proj and the others are views of it.
     """
 
     input_layernorm: Float32  # [D]
@@ -72,7 +85,6 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     norm: Float32  # [D]
     dense: dict[str, DenseWeights]  # by module name: "2_Dense"
-    embed_format: str = "f32"  # rows of the table are rounded to it as they are read
 
 
 def load_weights(
@@ -94,14 +106,14 @@ def load_weights(
     formats = formats_held(tensors, quantization)
     loader = Loader(tensors, formats, packed or any(format != "f32" for format in formats.values()))
     layers = tuple(loader.layer(config, i) for i in range(len(config.layers)))
-    table = tensors["embed_tokens.weight"]
+    return Weights(loader.table(), layers, loader.norm("norm.weight"), loader.heads(modules))
+
+
+def table_of(tensors: Mapping[str, Stored]) -> Tensor | BlockTensor:
+    """The embedding table. Files have its rows one after the other, never packed."""
+    table = tensors[EMBED]
     assert not isinstance(table, PackedTensor)
-    format = formats["embed_tokens.weight"]
-    if config.D % BLOCK and format != "f32":
-        check_shape(table.shape, format, "embed_tokens.weight")
-    return Weights(
-        table, layers, loader.norm("norm.weight"), loader.heads(modules), "f32" if table.format == format else format
-    )
+    return table
 
 
 def formats_held(tensors: Mapping[str, Stored], quantization: str | None) -> dict[str, str]:
@@ -111,7 +123,7 @@ def formats_held(tensors: Mapping[str, Stored], quantization: str | None) -> dic
     if quantization is not None:
         return {name: format_of(quantization, name) for name in matrices}
     stored = {name: tensor.format for name, tensor in matrices.items()}
-    inner = {name: format for name, format in stored.items() if name != "embed_tokens.weight"}
+    inner = {name: format for name, format in stored.items() if name != EMBED}
     together = [
         {stored[other] for part in parts if (other := name.replace(parts[0], part)) in stored}  # a file may have others
         for parts in FUSED.values()
@@ -135,6 +147,20 @@ class Loader:
     tensors: Mapping[str, Stored]
     formats: Mapping[str, str]
     packed: bool
+
+    @classmethod
+    def as_stored(cls, tensors: Mapping[str, Stored]) -> "Loader":
+        """Loads matrices in the formats in which they are stored."""
+        formats = formats_held(tensors, None)
+        return cls(tensors, formats, any(format != "f32" for name, format in formats.items() if name != EMBED))
+
+    def table(self) -> Table:
+        """The embedding table, in its format. InputError for rows that have no whole groups."""
+        stored, format = table_of(self.tensors), self.formats[EMBED]
+        if format in (stored.format, "f32"):
+            return stored
+        check_shape(stored.shape, format, EMBED)
+        return RoundedTable(stored, format)
 
     def layer(self, config: Config, i: int) -> LayerWeights:
         """One layer's weights; packed ones are written straight to where kernels want them."""
@@ -165,10 +191,9 @@ class Loader:
     def heads(self, modules: Modules) -> dict[str, DenseWeights]:
         """The Dense modules' weights by their names."""
         found = {}
-        for head in modules.heads:
-            if isinstance(head, Dense):
-                bias = self.tensors[f"{head.name}/linear.bias"].float32() if head.has_bias else None
-                found[head.name] = DenseWeights(self.head(f"{head.name}/linear.weight"), bias)
+        for head in modules.dense:
+            bias = self.tensors[f"{head.name}/linear.bias"].float32() if head.has_bias else None
+            found[head.name] = DenseWeights(self.head(f"{head.name}/linear.weight"), bias)
         return found
 
     def head(self, name: str) -> Matrix:

@@ -12,6 +12,7 @@ from gemma_np.modules import Dense
 log = logging.getLogger("gemma_np")
 
 
+EMBED = "embed_tokens.weight"
 # Matrices that kernels multiply in one go, and what they are made of: below each other, or 16 rows of each in turn.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
@@ -52,7 +53,7 @@ def layer_tensors(config: Config, i: int) -> dict[str, tuple[str, tuple[int, ...
 
 def trunk_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Every tensor of the trunk with its shape."""
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.V, config.D)}
+    shapes: dict[str, tuple[int, ...]] = {EMBED: (config.V, config.D)}
     for i in range(len(config.layers)):
         shapes.update(layer_tensors(config, i).values())
     shapes["norm.weight"] = (config.D,)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.weights.quantize import BLOCK, Float16, UInt8, check_shape, decode, encode
+from gemma_np.kernels.plan import GROUP
+from gemma_np.weights.quantize import Float16, UInt8, check_shape, decode, encode
 
 LANES = 16  # rows of a panel: with 4 inputs each, one vector of 64 bytes
 
@@ -77,7 +78,7 @@ class Packed:
         if self.format == "q4_0":
             codes = np.stack([codes & 15, codes >> 4], axis=2)  # [P, I/32, 2, 4, 16, 4]
         codes = codes.reshape(len(codes), inputs // 4, LANES, 4).transpose(0, 2, 1, 3).reshape(rows, inputs)
-        return codes, self.scales[panels].transpose(0, 2, 1).reshape(rows, inputs // BLOCK)
+        return codes, self.scales[panels].transpose(0, 2, 1).reshape(rows, inputs // GROUP)
 
     def rows(self, start: int, stop: int) -> Float32:  # -> [stop - start, I]
         """Rows `start` to `stop`, both multiples of 16, as float32, exactly."""
@@ -122,7 +123,7 @@ def pack_codes(codes: UInt8, scales: Float16, out: Packed, start: int = 0) -> No
     panels = slice(start // LANES, (start + len(codes)) // LANES)
     out.scales[panels] = scales.reshape(-1, LANES, scales.shape[1]).transpose(0, 2, 1)
     if out.format == "q4_0":
-        halves = codes.reshape(*scales.shape, 2, BLOCK // 2)
+        halves = codes.reshape(*scales.shape, 2, GROUP // 2)
         codes = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
     words = codes.view(np.uint32).reshape(-1, LANES, *out.codes.shape[1:-2])  # 4 inputs of a row move as one
     out.codes[panels].view(np.uint32)[..., 0] = np.moveaxis(words, 1, -1)
@@ -133,8 +134,8 @@ def layout(shape: tuple[int, int], format: str) -> tuple[tuple[int, ...], tuple[
     panels, inputs = shape[0] // LANES, shape[1]
     if format == "f32":
         return (panels, inputs, LANES), None
-    steps = (inputs // 4,) if format == "q8_0" else (inputs // BLOCK, 4)
-    return (panels, *steps, LANES, 4), (panels, inputs // BLOCK, LANES)
+    steps = (inputs // 4,) if format == "q8_0" else (inputs // GROUP, 4)
+    return (panels, *steps, LANES, 4), (panels, inputs // GROUP, LANES)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:

@@ -1,6 +1,7 @@
-"""The formats of quantised matrices: what a code means, how it is rounded, how far off it can be, where it lies.
+"""The formats of quantised matrices: what a code means, how it is rounded, and how far off it can be.
 
-A matrix [O, I] is cut into blocks of 32 inputs. A block has one float16 scale and 32 unsigned codes, and
+A row of a matrix [O, I] is cut into groups of 32 inputs, which llama.cpp calls blocks. A group has one float16 scale
+and 32 unsigned codes, and
 
     value = (code - zero) * scale          q8_0: zero 128, codes 1 .. 255        q4_0: zero 8, codes 0 .. 15
 
@@ -8,7 +9,7 @@ exactly: code - zero has at most 7 bits, a float16 has 11, and their product fit
 The values are those of llama.cpp's formats of the same names, bit for bit, so that checkpoints trained for them lose
 nothing. Source: llama.cpp, ggml-quants.c (quantize_row_q8_0_ref, quantize_row_q4_0_ref); its package gguf, quants.py.
 
-Kernels read matrices packed, sixteen rows (a panel) at a time; see `Packed`. Letters: O outputs, I inputs, P panels.
+Where codes lie in memory, for kernels: packed.py; in files: blocks.py. Letters: O outputs, I inputs.
 """
 
 import numpy as np
@@ -16,13 +17,12 @@ from numpy.typing import NDArray
 
 from gemma_np.arrays import Float32
 from gemma_np.errors import InputError, WeightsError
+from gemma_np.kernels.plan import FORMATS, GROUP
 
 UInt8 = NDArray[np.uint8]
 Float16 = NDArray[np.float16]
 
-FORMATS = ("f32", "q8_0", "q4_0")
 QUANTIZATIONS = ("q8_0", "q4_0", "mixed")  # what `quantization=` accepts, beside None
-BLOCK = 32  # inputs that share a scale
 ZERO = {"q8_0": 128, "q4_0": 8}  # the code that means 0
 BITS = {"f32": 32.0, "q8_0": 8.5, "q4_0": 4.5}  # per value, scales included
 STEPS = {"q8_0": 127, "q4_0": 8}  # scales from 0 to a block's largest magnitude
@@ -55,7 +55,7 @@ def encode(x: Float32, format: str, name: str = "") -> tuple[UInt8, Float16]:
     """
     check_shape(x.shape, format, name)
     assert format != "f32"
-    blocks = np.ascontiguousarray(x).reshape(len(x), x.shape[1] // BLOCK, BLOCK)
+    blocks = np.ascontiguousarray(x).reshape(len(x), x.shape[1] // GROUP, GROUP)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # what overflows is refused, below
         codes, d = encode_q8_0(blocks) if format == "q8_0" else encode_q4_0(blocks)
         scales = d.astype(np.float16)
@@ -122,7 +122,7 @@ def reciprocal(d: Float32) -> Float32:
 
 def decode(codes: UInt8, scales: Float16, format: str) -> Float32:  # [n, I], [n, I/32] -> [n, I]
     """(code - zero) * scale, exact."""
-    values = codes.reshape(*scales.shape, BLOCK).astype(np.float32)
+    values = codes.reshape(*scales.shape, GROUP).astype(np.float32)
     values -= ZERO[format]
     values *= scales[..., None]
     return values.reshape(codes.shape)
@@ -137,7 +137,7 @@ def check_shape(shape: tuple[int, ...], format: str, name: str, lanes: int = 1) 
     """InputError for an unknown format, and for a shape that is not [a multiple of `lanes`, a multiple of 32]."""
     if format not in FORMATS:
         raise InputError(f"format {format!r} is not known; expected {', '.join(FORMATS)}")
-    block = 1 if format == "f32" else BLOCK
+    block = 1 if format == "f32" else GROUP
     if len(shape) != 2 or shape[0] % lanes or shape[1] % block:
         raise InputError(
             f"{name or 'tensor'} has shape {shape}; {format} needs two axes, multiples of {lanes} and of {block}. "
