@@ -1,6 +1,6 @@
-"""What a quantised model loses: its vectors beside the float32 model's, on a few texts.
+"""What rounding costs: cosines of a quantised model's vectors to those of the float32 model that it was made from.
 
-Of the float model one layer at a time is in memory.
+One layer of the float model at a time is in memory.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from gemma_np import model
 from gemma_np.arrays import Float32, Int32
 from gemma_np.checkpoint.source import Source
 from gemma_np.ops import rms_norm, rope_table
-from gemma_np.weights.blocks import PackedTensor
 from gemma_np.weights.loading import Loader, Weights
 from gemma_np.weights.names import layer_tensors
 
@@ -40,9 +39,7 @@ def float32_vectors(source: Source, texts: Sequence[Int32]) -> Float32:
     """Token ids -> vectors [B, dim] of a float model: model.embed, with the layers as the outer loop."""
     config, modules, tensors = source.config, source.modules, source.tensors
     loader, step = Loader(tensors, {}, packed=False), model.Steps(None)
-    table = tensors["embed_tokens.weight"]
-    assert not isinstance(table, PackedTensor)
-    weights = Weights(table, (), tensors["norm.weight"].float32(), loader.heads(modules))
+    weights = Weights(source.table, (), tensors["norm.weight"].float32(), loader.heads(modules))
     xs = [model.embed_tokens(ids, weights, config) for ids in texts]
     for i, layer in enumerate(config.layers):
         w = loader.layer(config, i)

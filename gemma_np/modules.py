@@ -57,6 +57,11 @@ class Modules:
     heads: tuple[Dense | Normalize, ...]
 
     @property
+    def dense(self) -> tuple[Dense, ...]:
+        """The Dense modules, in order."""
+        return tuple(head for head in self.heads if isinstance(head, Dense))
+
+    @property
     def normalizes(self) -> bool:
         """Whether vectors leave the model with length 1."""
         return bool(self.heads) and isinstance(self.heads[-1], Normalize)
@@ -118,13 +123,12 @@ def resolve_modules(folder: Path) -> Modules:
 def check_widths(config: Config, modules: Modules, folder: Path) -> int:
     """The size of the model's vectors; ConfigError where one module's outputs are not the next one's inputs."""
     width = config.D
-    for head in modules.heads:
-        if isinstance(head, Dense):
-            if head.inputs != width:
-                raise ConfigError(
-                    f"{folder / head.name / 'config.json'}: in_features = {head.inputs}, but it is given {width}"
-                )
-            width = head.outputs
+    for head in modules.dense:
+        if head.inputs != width:
+            raise ConfigError(
+                f"{folder / head.name / 'config.json'}: in_features = {head.inputs}, but it is given {width}"
+            )
+        width = head.outputs
     return width
 
 

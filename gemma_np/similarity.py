@@ -32,7 +32,6 @@ FUNCTIONS: dict[str, Callable[[Float32, Float32], Float32]] = {
     "euclidean": _euclidean,
     "manhattan": _manhattan,
 }
-NAMES = tuple(FUNCTIONS)
 
 
 def similarity(name: str, a: ArrayLike, b: ArrayLike) -> Float32:  # [A, dim], [B, dim] -> [A, B]

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gemma_np import CheckpointError, EmbeddingGemma, GemmaError, InputError, WeightsError
 from gemma_np.checkpoint.bundle import bundle_tensors, damaged_files, file_layout, matrix_shapes, vector_shapes
 from gemma_np.checkpoint.saving import save
-from gemma_np.checkpoint.source import open_source
 from gemma_np.cli.main import main
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import CheckpointError, GemmaError, InputError, WeightsError
 from gemma_np.files.mapped import read_json_object
 from gemma_np.modules import Dense
+from gemma_np.opening import open_source
 from gemma_np.weights.blocks import from_blocks
 from gemma_np.weights.names import trunk_shapes
 from gemma_np.weights.packed import Packed

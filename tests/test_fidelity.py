@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_np.checkpoint.source import open_source
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
+from gemma_np.opening import open_source
 
 
 def test_the_float_vectors_are_the_model_s(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from test_gguf_source import exported
 
-from gemma_np.checkpoint.source import Source, open_source
+from gemma_np import GemmaWarning, InputError, WeightsError
+from gemma_np.checkpoint.source import Source
 from gemma_np.cli.main import main
-from gemma_np.errors import GemmaWarning, InputError, WeightsError
 from gemma_np.files.safetensors import to_bfloat16
-from gemma_np.gguf.export import FORMATS, export, stored, value
+from gemma_np.gguf.export import MATRIX_TYPES, export, stored, value
 from gemma_np.gguf.file import open_gguf
 from gemma_np.modules import Dense, Normalize
+from gemma_np.opening import open_source
 
 # As llama.cpp's conversion/gemma.py writes them for EmbeddingGemma with --sentence-transformers-dense-modules.
 SETTINGS = {
@@ -75,7 +76,7 @@ def name_there(name: str) -> str:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", MATRIX_TYPES)
 def test_gguf_reads_what_is_exported(format: str, small: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs the extra `parity`")
     reader = gguf.GGUFReader(exported(small, tmp_path / "model.gguf", format))

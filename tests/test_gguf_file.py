@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_np.errors import CheckpointError
+from gemma_np import CheckpointError
 from gemma_np.gguf.file import NUMBERS, TYPES, Texts, open_gguf
 
 CODES = ["<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?", "", "", "<Q", "<q", "<d"]  # metadata's types by their numbers

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sentences import sentences
 
+from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, GemmaError, InputError, WeightsError
 from gemma_np.arrays import Float32
-from gemma_np.checkpoint.source import open_source
 from gemma_np.config import Layer
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import CheckpointError, ConfigError, GemmaError, InputError, WeightsError
 from gemma_np.files.mapped import MappedFile, map_file
 from gemma_np.gguf.export import export
 from gemma_np.gguf.file import GGUF, open_gguf
@@ -25,6 +23,7 @@ from gemma_np.gguf.names import TRUNK_ALONE
 from gemma_np.gguf.source import gguf_config, gguf_tensors, open_gguf_source
 from gemma_np.gguf.tensors import NormTensor, Q6KTensor, decode_q6_k
 from gemma_np.gguf.tokenizer import gguf_pieces
+from gemma_np.opening import open_source
 from gemma_np.weights.blocks import BlockTensor, PackedTensor
 
 TEXTS = sentences()

@@ -10,11 +10,9 @@ import pytest
 from gemma_np.kernels.team import usable_cores
 from safetensors.numpy import load_file, save_file
 
-from gemma_np import kernels
+from gemma_np import EmbeddingGemma, GemmaError, kernels
 from gemma_np.cli import main as cli
 from gemma_np.cli.info import spans
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import GemmaError
 from gemma_np.files.mapped import read_json_object
 from gemma_np.prompts import known_prompts
 

@@ -22,16 +22,15 @@ from gemma_np.errors import CheckpointError, WeightsError
 from gemma_np.files.mapped import read_json_object
 from gemma_np.files.safetensors import Layout, open_safetensors
 from gemma_np.files.writing import sha256
-from gemma_np.modules import Dense, Modules
+from gemma_np.modules import Modules
 from gemma_np.weights.blocks import BlockTensor, PackedTensor, row_bytes
 from gemma_np.weights.loading import Stored
-from gemma_np.weights.names import FUSED, check_tensors, layer_tensors, tensor_name
+from gemma_np.weights.names import EMBED, FUSED, check_tensors, layer_tensors, tensor_name
 from gemma_np.weights.packed import LANES, layout
 from gemma_np.weights.quantize import QUANTIZATIONS, check_shape, format_of
 
 MANIFEST = "bundle.json"
 VERSION = 1
-EMBED = "embed_tokens.weight"
 
 
 def is_bundle(folder: Path) -> bool:
@@ -49,9 +48,8 @@ def matrix_shapes(config: Config, modules: Modules) -> dict[str, tuple[int, int]
         for field in ("o_proj", "down_proj"):
             name, (rows, width) = fields[field]
             shapes[name] = rows, width
-    for head in modules.heads:
-        if isinstance(head, Dense):
-            shapes[f"{head.name}/linear.weight"] = head.outputs, head.inputs
+    for head in modules.dense:
+        shapes[f"{head.name}/linear.weight"] = head.outputs, head.inputs
     return shapes
 
 
@@ -61,7 +59,7 @@ def vector_shapes(config: Config, modules: Modules) -> dict[str, tuple[int, ...]
     for i in range(len(config.layers)):
         shapes |= {name: shape for name, shape in layer_tensors(config, i).values() if len(shape) == 1}
     shapes["norm.weight"] = (config.D,)
-    biased = [head for head in modules.heads if isinstance(head, Dense) and head.has_bias]
+    biased = [head for head in modules.dense if head.has_bias]
     return shapes | {f"{head.name}/linear.bias": (head.outputs,) for head in biased}
 
 

@@ -2,14 +2,15 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gemma_np.config import Config
 from gemma_np.errors import ConfigError
 from gemma_np.files.mapped import read_json_object
-from gemma_np.similarity import NAMES
 
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # sentence_bert_config.json's settings that change how a text is read, with the values that do nothing.
 TEXT_SETTINGS: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False,),
@@ -44,12 +45,34 @@ def read_max_seq_length(trunk: Path, config: Config) -> int:
 
 @dataclass(frozen=True)
 class Defaults:
-    """config_sentence_transformers.json: what a call uses when it does not say."""
+    """config_sentence_transformers.json: what a call uses when it does not say.
+
+    path   that file, for messages
+    """
 
     prompts: dict[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str
     truncate_dim: int | None
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def all_prompts(self) -> dict[str, str]:
+        """The prompts; a model without one for queries or documents has an empty one, as in sentence-transformers."""
+        return {"query": "", "document": "", **self.prompts}
+
+    def settings(self) -> dict[str, Any]:
+        """As the file has them."""
+        return {name: value for name, value in vars(self).items() if name != "path"}
+
+    def check(self, full_dim: int) -> "Defaults":
+        """The same; ConfigError for a size that the model's vectors, of `full_dim` entries, cannot be cut to."""
+        if self.truncate_dim is not None and self.truncate_dim > full_dim:
+            raise ConfigError(
+                f"{self.path}: truncate_dim = {self.truncate_dim}, but this model's vectors have {full_dim} entries; "
+                "mend the file"
+            )
+        return self
 
 
 def read_defaults(folder: Path) -> Defaults:
@@ -66,6 +89,6 @@ def read_defaults(folder: Path) -> Defaults:
     if dim is not None and (type(dim) is not int or dim < 1):
         raise ConfigError(f"{path}: truncate_dim = {dim!r}, expected a positive integer or null")
     similarity = settings.get("similarity_fn_name") or "cosine"
-    if similarity not in NAMES:
-        raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(NAMES)}")
-    return Defaults({key: prompt or "" for key, prompt in prompts.items()}, name, similarity, dim)
+    if similarity not in SIMILARITIES:
+        raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(SIMILARITIES)}")
+    return Defaults({key: prompt or "" for key, prompt in prompts.items()}, name, similarity, dim, path)

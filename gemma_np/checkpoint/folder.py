@@ -1,27 +1,66 @@
-"""A checkpoint's folder, as Hugging Face saves it: its weights are found and mapped, its settings read and checked."""
+"""A model in a folder, opened: a checkpoint as Hugging Face saves it, or a quantised model (bundle.py)."""
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from gemma_np.config import Config
+from gemma_np.checkpoint.bundle import bundle_tensors, is_bundle, read_manifest
+from gemma_np.checkpoint.defaults import read_defaults, read_max_seq_length
+from gemma_np.checkpoint.source import Settings, Source, Watch, unwatched
+from gemma_np.config import Config, read_config
 from gemma_np.errors import CheckpointError
 from gemma_np.files.mapped import read_json_object
 from gemma_np.files.safetensors import Tensor, open_safetensors
-from gemma_np.modules import Dense, Modules
+from gemma_np.modules import Modules, check_widths, resolve_modules
+from gemma_np.tokens.json_file import from_tokenizer_json
+from gemma_np.tokens.package import TOKENIZER_JSON
+from gemma_np.tokens.pieces import Pieces, folder_pieces
+from gemma_np.tokens.tokenizer import Tokenizer
+from gemma_np.weights.loading import Stored
 from gemma_np.weights.names import check_floats, check_tensors, dense_shapes, trunk_shapes, without_prefix
+
+
+def open_folder(path: Path, watch: Watch = unwatched) -> Source:
+    """Open a checkpoint's folder or a quantised one. Raises CheckpointError, ConfigError and WeightsError.
+
+    watch   see Watch
+    """
+    if not os.path.isfile(path / "config.json") and not os.path.isfile(path / "modules.json"):
+        raise CheckpointError(f"{path} has no config.json; expected the folder of a checkpoint")
+    root = read_config(path) if os.path.isfile(path / "config.json") else None  # first: it says what model this is
+    modules = resolve_modules(path)
+    trunk = path / modules.trunk
+    config = root if root and trunk == path else read_config(trunk)
+    full_dim = check_widths(config, modules, path)
+    defaults = read_defaults(path).check(full_dim)
+    settings = Settings(path.absolute(), config, modules, full_dim, defaults, read_max_seq_length(trunk, config))
+    watch(settings)
+    quantization = read_manifest(path)[0] if is_bundle(path) else None
+    tensors = (
+        bundle_tensors(path, config, modules) if quantization else checkpoint_tensors(path, config, modules, watch)
+    )
+    watch(tensors)
+    return Source(
+        **vars(settings),
+        tensors=tensors,
+        quantization=quantization,
+        pieces=partial(pieces_of, trunk),
+        open_tokenizer=partial(Tokenizer, trunk, config),
+    )
+
+
+def pieces_of(trunk: Path) -> Pieces:
+    """A folder's tokenizer as arrays: tokenizer.safetensors, else made of tokenizer.json."""
+    pieces = folder_pieces(trunk)
+    return from_tokenizer_json(trunk / TOKENIZER_JSON) if pieces is None else pieces
 
 
 def open_checkpoint(folder: Path) -> dict[str, Tensor]:
     """Map `model.safetensors`, or all the files that `model.safetensors.index.json` names, into one table."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if os.path.isfile(single) or not os.path.isfile(index):  # os.path: False for a path that cannot be
-        if not os.path.isfile(single) and any(folder.glob("*.bin")):
-            raise CheckpointError(
-                f"{folder} has its weights in pickle files (*.bin), which can run any code when they are opened; "
-                "save the model as model.safetensors"
-            )
-        return open_safetensors(single)
-
+    index = folder / "model.safetensors.index.json"
+    if os.path.isfile(folder / "model.safetensors") or not os.path.isfile(index):
+        return open_safetensors(weights_file(folder))
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names; download it again")
@@ -37,10 +76,14 @@ def open_checkpoint(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[str, Tensor]:
+def checkpoint_tensors(
+    folder: Path, config: Config, modules: Modules, watch: Watch = unwatched
+) -> Mapping[str, Stored]:
     """All tensors of a checkpoint, checked: the trunk's by their names, a Dense module's as `2_Dense/linear.weight`."""
     trunk = folder / modules.trunk
-    tensors = without_prefix(open_checkpoint(trunk))
+    tensors = open_checkpoint(trunk)
+    watch(tensors)
+    tensors = without_prefix(tensors)
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
     check_floats(tensors, trunk_shapes(config))
     found = {name: tensors[name] for name in trunk_shapes(config)}  # others may have any name and shape
@@ -50,10 +93,20 @@ def checkpoint_tensors(folder: Path, config: Config, modules: Modules) -> dict[s
 def dense_tensors(folder: Path, modules: Modules) -> dict[str, Tensor]:
     """The Dense modules' tensors of a checkpoint, checked."""
     found: dict[str, Tensor] = {}
-    for head in modules.heads:
-        if isinstance(head, Dense):
-            parts = open_safetensors(folder / head.name / "model.safetensors")
-            check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
-            check_floats(parts, dense_shapes(head))
-            found |= {f"{head.name}/{name}": parts[name] for name in dense_shapes(head)}
+    for head in modules.dense:
+        parts = open_safetensors(weights_file(folder / head.name))
+        check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
+        check_floats(parts, dense_shapes(head))
+        found |= {f"{head.name}/{name}": parts[name] for name in dense_shapes(head)}
     return found
+
+
+def weights_file(folder: Path) -> Path:
+    """A folder's model.safetensors; CheckpointError where there are pickles in its place."""
+    single = folder / "model.safetensors"
+    if not os.path.isfile(single) and any(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder} has its weights in pickle files (*.bin), which can run any code when they are opened; "
+            "save the model as model.safetensors"
+        )
+    return single

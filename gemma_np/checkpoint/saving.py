@@ -9,48 +9,30 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint import bundle
-from gemma_np.checkpoint.bundle import EMBED
 from gemma_np.checkpoint.defaults import Defaults
 from gemma_np.checkpoint.source import Source
 from gemma_np.errors import InputError
-from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
 from gemma_np.files.mapped import read_json_object
 from gemma_np.files.safetensors import BYTES, Layout, write_safetensors
 from gemma_np.files.writing import new_folder
 from gemma_np.hub import SETTINGS
-from gemma_np.modules import Dense
-from gemma_np.pipeline import Pipeline
-from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
-from gemma_np.tokens.pieces import FILE, open_pieces, save_pieces
-from gemma_np.weights.blocks import PackedTensor, to_blocks
-from gemma_np.weights.loading import Loader, Matrix, formats_held
-from gemma_np.weights.names import dense_shapes, layer_tensors, trunk_shapes
+from gemma_np.tokens.json_file import Inexpressible, write_tokenizer_json
+from gemma_np.tokens.package import TOKENIZER_JSON
+from gemma_np.tokens.pieces import FILE, save_pieces
+from gemma_np.weights.blocks import to_blocks
+from gemma_np.weights.loading import Loader, Matrix
+from gemma_np.weights.names import EMBED, dense_shapes, layer_tensors, trunk_shapes
 from gemma_np.weights.packed import Packed
 from gemma_np.weights.quantize import QUANTIZATIONS, encode, format_of
 
 log = logging.getLogger("gemma_np")
-FORMATS = ("float32", *QUANTIZATIONS)
-ROWS = 4096  # of the embedding table, at a time
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What `save` wrote.
-
-    nbytes    of all files
-    cosines   to the float32 model, float32 [texts of loss.SAMPLE]; None where nothing was rounded
-    """
-
-    nbytes: int
-    cosines: Float32 | None
+SAVED_AS = ("float32", *QUANTIZATIONS)
 
 
 def save(
@@ -61,7 +43,7 @@ def save(
     defaults: Defaults | None = None,
     max_seq_length: int | None = None,
     show_progress: bool | None = None,
-) -> Saved:
+) -> None:
     """A model to a new folder.
 
     out             the folder's name; there may be an empty one. It appears when all is written
@@ -72,8 +54,8 @@ def save(
 
     InputError: `out` exists, a quantised model is asked for in another format, or has shapes that have no blocks.
     """
-    if format not in FORMATS:
-        raise InputError(f"format = {format!r} is not known; expected {', '.join(FORMATS)}")
+    if format not in SAVED_AS:
+        raise InputError(f"format = {format!r} is not known; expected {', '.join(SAVED_AS)}")
     if source.quantization not in (None, format) and format != "float32":
         raise InputError(
             f"{source.path} is {source.quantization} already; make {format} from the float checkpoint behind it"
@@ -84,22 +66,11 @@ def save(
         copy_settings(source, folder)
         write_tokenizer(source, folder, format)
         write_settings(source, folder, defaults or source.defaults, max_seq_length or source.max_seq_length)
-        cosines = None
         if format == "float32":
             write_float(source, folder, show_progress)
         else:
             write_quantized(source, folder, format, show_progress)
             bundle.write_manifest(folder, format)
-            cosines = None if source.quantization else loss(source, folder)
-        nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Saved(nbytes, cosines)
-
-
-def loss(source: Source, folder: Path) -> Float32:
-    """Cosines of a bundle's vectors to those of the float model that it was made from."""
-    quantized = Pipeline(folder)
-    ids, _ = quantized.prepare(SAMPLE)
-    return cosines(float32_vectors(source, ids), quantized.embed_ids(ids))
 
 
 def write_quantized(source: Source, folder: Path, quantization: str, show_progress: bool | None) -> None:
@@ -120,13 +91,12 @@ def write_float(source: Source, folder: Path, show_progress: bool | None) -> Non
     trunk = {name: ("F32", shape) for name, shape in trunk_shapes(source.config).items()}
     parts = watched(float_parts(source), trunk, "Writing", show_progress)
     write_safetensors(path.with_name("model.safetensors"), trunk, parts)
-    weights = loaded_as_stored(source).heads(source.modules)
-    for head in source.modules.heads:
-        if isinstance(head, Dense):
-            shapes = {name: ("F32", shape) for name, shape in dense_shapes(head).items()}
-            w = weights[head.name]
-            arrays = [as_float32(w.weight), *([] if w.bias is None else [w.bias])]
-            write_safetensors(folder / head.name / "model.safetensors", shapes, arrays)
+    weights = Loader.as_stored(source.tensors).heads(source.modules)
+    for head in source.modules.dense:
+        shapes = {name: ("F32", shape) for name, shape in dense_shapes(head).items()}
+        w = weights[head.name]
+        arrays = [as_float32(w.weight), *([] if w.bias is None else [w.bias])]
+        write_safetensors(folder / head.name / "model.safetensors", shapes, arrays)
 
 
 def copy_settings(source: Source, folder: Path) -> None:
@@ -143,17 +113,17 @@ def copy_settings(source: Source, folder: Path) -> None:
 def write_tokenizer(source: Source, folder: Path, format: str) -> None:
     """tokenizer.json beside float weights, tokenizer.safetensors beside quantised ones, if that can express it."""
     here, there = source.path / source.modules.trunk, folder / source.modules.trunk
-    kept = FILE if format != "float32" else "tokenizer.json"
+    kept = FILE if format != "float32" else TOKENIZER_JSON
     if os.path.isfile(here / kept):
         shutil.copyfile(here / kept, there / kept)
     elif format == "float32":
-        write_tokenizer_json(open_pieces(here / FILE), there / kept)
+        write_tokenizer_json(source.pieces(), there / kept)
     else:
         try:
-            save_pieces(from_tokenizer_json(here / "tokenizer.json"), there / FILE)
+            save_pieces(source.pieces(), there / FILE)
         except Inexpressible as error:
-            log.warning("%s is kept as it is and costs more memory: %s", here / "tokenizer.json", error)
-            shutil.copyfile(here / "tokenizer.json", there / "tokenizer.json")
+            log.warning("%s is kept as it is and costs more memory: %s", here / TOKENIZER_JSON, error)
+            shutil.copyfile(here / TOKENIZER_JSON, there / TOKENIZER_JSON)
 
 
 def write_settings(source: Source, folder: Path, defaults: Defaults, max_seq_length: int) -> None:
@@ -161,7 +131,7 @@ def write_settings(source: Source, folder: Path, defaults: Defaults, max_seq_len
     if defaults != source.defaults:
         path = folder / "config_sentence_transformers.json"
         settings = read_json_object(path) if os.path.isfile(path) else {}
-        path.write_text(json.dumps({**settings, **asdict(defaults)}, indent=2, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps({**settings, **defaults.settings()}, indent=2, ensure_ascii=False) + "\n")
     if max_seq_length != source.max_seq_length:
         path = folder / source.modules.trunk / "sentence_bert_config.json"
         settings = read_json_object(path) if os.path.isfile(path) else {}
@@ -190,7 +160,7 @@ def quantized_parts(source: Source, quantization: str) -> Iterator[AnyArray]:
     for name in bundle.vector_shapes(config, modules):
         yield tensors[name].float32().astype("<f4", copy=False)
     format = format_of(quantization, EMBED)
-    for rows in table_rows(source):
+    for rows in source.table_rows():
         yield to_blocks(*encode(rows, format, EMBED), format)
 
 
@@ -203,8 +173,8 @@ def packed_parts(matrix: Matrix | None) -> Iterator[AnyArray]:
 
 def float_parts(source: Source) -> Iterator[AnyArray]:
     """All that a trunk's model.safetensors holds, in the order of weights.trunk_shapes."""
-    loader = loaded_as_stored(source)
-    for rows in table_rows(source):
+    loader = Loader.as_stored(source.tensors)
+    for rows in source.table_rows():
         yield rows.astype("<f4", copy=False)
     for i in range(len(source.config.layers)):
         layer = loader.layer(source.config, i)
@@ -213,17 +183,5 @@ def float_parts(source: Source) -> Iterator[AnyArray]:
     yield source.tensors["norm.weight"].float32().astype("<f4", copy=False)
 
 
-def loaded_as_stored(source: Source) -> Loader:
-    return Loader(source.tensors, formats_held(source.tensors, None), packed=source.quantization is not None)
-
-
 def as_float32(matrix: Matrix) -> Float32:
     return matrix.dequantize() if isinstance(matrix, Packed) else matrix
-
-
-def table_rows(source: Source) -> Iterator[Float32]:
-    """The embedding table, some rows at a time."""
-    table = source.tensors[EMBED]
-    assert not isinstance(table, PackedTensor)
-    for start in range(0, source.config.V, ROWS):
-        yield table.rows(np.arange(start, min(start + ROWS, source.config.V)))

@@ -10,27 +10,26 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gemma_np import kernels
-from gemma_np.checkpoint.bundle import bundle_tensors, damaged_files, is_bundle, read_manifest
-from gemma_np.checkpoint.defaults import read_defaults, read_max_seq_length
-from gemma_np.checkpoint.folder import checkpoint_tensors, open_checkpoint
-from gemma_np.checkpoint.source import open_source
-from gemma_np.config import Config, read_config
+from gemma_np.checkpoint.bundle import damaged_files, is_bundle
+from gemma_np.checkpoint.fingerprint import fingerprint
+from gemma_np.checkpoint.folder import open_checkpoint
+from gemma_np.checkpoint.source import Settings
+from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
-from gemma_np.gguf.file import TensorInfo, open_gguf
 from gemma_np.kernels.team import usable_cores
-from gemma_np.modules import Dense, Modules, check_widths, resolve_modules
+from gemma_np.modules import Dense, Modules
+from gemma_np.opening import open_source
 from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
-from gemma_np.tokens.tokenizer import Tokenizer
 from gemma_np.weights.loading import Stored, formats_held
 from gemma_np.weights.quantize import BITS
 
 
 def report(
-    folder: Path,
+    path: Path,
     quantization: str | None = None,
     threads: int | None = None,
     check: bool = False,
@@ -38,62 +37,50 @@ def report(
 ) -> None:
     """Print all that is known of a model; then raise the reason, if it cannot be run.
 
+    path           a folder or a GGUF file
     quantization   the formats that a float checkpoint would be loaded with
     threads        how many would compute; None: as many as the cores that this process may use
-    check          compare a bundle's files with their checksums, too
-    dense          for GGUF files, see gguf_source.open_gguf_source
+    check          compare a quantised folder's files with their checksums, too, and print the model's fingerprint
+    dense          for GGUF files, see gguf.source.open_gguf_source
     """
-    if os.path.isfile(folder):
-        return report_file(folder, quantization, threads, check, dense)
-    print(f"checkpoint   {folder}")
-    tensors: dict[str, Stored] = {}
-    try:
-        if check:
-            check_files(folder)
-        config = read_config(folder) if os.path.isfile(folder / "config.json") else None
-        modules = resolve_modules(folder)
-        config = config if config and not modules.trunk else read_config(folder / modules.trunk)
-        width, prompts = check_widths(config, modules, folder), read_defaults(folder).prompts
-        print_model(config, modules, width, read_max_seq_length(folder / modules.trunk, config), prompts)
-        print_kernels(config, modules, threads)
-        if is_bundle(folder):
-            quantization = read_manifest(folder)[0]
-            tensors = bundle_tensors(folder, config, modules)
-            print_tensors(tensors)
-        else:
-            tensors = dict(open_checkpoint(folder / modules.trunk))
-            print_tensors(tensors)  # before they are checked
-            named = checkpoint_tensors(folder, config, modules).items()
-            tensors |= {name: tensor for name, tensor in named if "/" in name}
-            print_tensors({name: tensor for name, tensor in tensors.items() if "/" in name})
-        print_memory(tensors, quantization)
-        Tokenizer(folder / modules.trunk, config)
-    except GemmaError:
-        with suppress(GemmaError):  # the first reason counts
-            print_tensors({} if tensors else dict(open_checkpoint(folder)))
-        print("can run      no")
-        raise
-    print("can run      yes")
-
-
-def report_file(
-    path: Path, quantization: str | None, threads: int | None, check: bool, dense: Path | Literal[False] | None
-) -> None:
-    """`report` for a GGUF file, whose tensors have llama.cpp's names."""
-    print(f"GGUF file    {path}")
+    print(f"{'GGUF file   ' if os.path.isfile(path) else 'checkpoint  '} {path}")
+    printer = Printer(path, threads)
     try:
         if check:
             check_files(path)
-        print_tensors(open_gguf(path).tensors)
-        source = open_source(path, dense)
-        print_model(source.config, source.modules, source.full_dim, source.max_seq_length, source.defaults.prompts)
-        print_kernels(source.config, source.modules, threads)
+        source = open_source(path, dense, printer)
         print_memory(source.tensors, quantization if source.quantization is None else None, source.quantization)
         source.open_tokenizer(run=None)
     except GemmaError:
+        if not printer.printed and os.path.isdir(path):
+            with suppress(GemmaError):  # the first reason counts
+                printer(open_checkpoint(path))
         print("can run      no")
         raise
+    if check:
+        print(f"fingerprint  {fingerprint(source, source.quantization, source.defaults.all_prompts)}")
     print("can run      yes")
+
+
+class Printer:
+    """Watches a model being opened, and prints what becomes known of it."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        self.path, self.threads = path, threads
+        self.printed: set[tuple[Path, int | str]] = set()
+
+    def __call__(self, found: Settings | Mapping[str, Any]) -> None:
+        if isinstance(found, Settings):
+            print_model(found)
+            print_kernels(found.config, found.modules, self.threads)
+            return
+        new = {name: tensor for name, tensor in found.items() if self._place(name, tensor) not in self.printed}
+        self.printed |= {self._place(name, tensor) for name, tensor in found.items()}
+        print_tensors(new)
+
+    def _place(self, name: str, tensor: Any) -> tuple[Path, int | str]:
+        """Where a tensor is: it is shown under its name in the file, and then under the checkpoint's."""
+        return getattr(tensor, "path", self.path), getattr(tensor, "offset", name)
 
 
 def check_files(folder: Path) -> None:
@@ -105,7 +92,8 @@ def check_files(folder: Path) -> None:
     print("checksums    all files are as they were written")
 
 
-def print_model(config: Config, modules: Modules, width: int, max_seq_length: int, prompts: Mapping[str, str]) -> None:
+def print_model(settings: Settings) -> None:
+    config, modules = settings.config, settings.modules
     layer, L = config.layers[0], len(config.layers)
     sliding = [at.radius for at in config.layers if at.radius is not None]
     heads = " -> ".join(
@@ -120,9 +108,9 @@ def print_model(config: Config, modules: Modules, width: int, max_seq_length: in
     )
     print(f"layers       {L} of width {config.D}, feed-forward {config.F}; {window}")
     print(f"attention    {layer.N} query heads, {layer.K} key/value heads of size {layer.H}")
-    print(f"output       {heads}: {width} dimensions")
-    print(f"texts        up to {max_seq_length:,} tokens of {config.V:,}")
-    print(f"prompts      {', '.join(known_prompts(prompts)) or 'none'}")
+    print(f"output       {heads}: {settings.full_dim} dimensions")
+    print(f"texts        up to {settings.max_seq_length:,} tokens of {config.V:,}")
+    print(f"prompts      {', '.join(known_prompts(settings.defaults.prompts)) or 'none'}")
 
 
 def print_memory(tensors: Mapping[str, Stored], quantization: str | None, stored: str | None = None) -> None:
@@ -149,7 +137,7 @@ def print_kernels(config: Config, modules: Modules, threads: int | None) -> None
     print(f"threads      {threads or f'{usable_cores()}, the cores that this process may use'}")
 
 
-def print_tensors(tensors: Mapping[str, Stored | TensorInfo]) -> None:
+def print_tensors(tensors: Mapping[str, Any]) -> None:
     """One line per kind of tensor, not per layer; a layer that differs has a line of its own."""
     kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for name, tensor in tensors.items():

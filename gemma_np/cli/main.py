@@ -16,7 +16,7 @@ from gemma_np import __version__
 from gemma_np.errors import GemmaError, InputError
 
 if TYPE_CHECKING:
-    from gemma_np.checkpoint.saving import Saved
+    from gemma_np.checkpoint.source import Source
     from gemma_np.embedder import EmbeddingGemma
 
 UNWRAPPED = argparse.RawDescriptionHelpFormatter  # on a narrow terminal too an example can be copied
@@ -286,7 +286,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
     name = "document" if arguments.title is not None and arguments.prompt_name is None else arguments.prompt_name
     prompt = titled(model.resolve_prompt(name), arguments.title)
     kept = writers.Remembered(texts)
-    batches = kept.beside(model.stream(kept, prompt, truncate_dim=arguments.dim))
+    batches = kept.beside(model.stream(kept, prompt, model.wanted(arguments.dim)))
     dim = arguments.dim or model.get_embedding_dimension()
     with writers.destination(arguments.output) as file:
         writers.WRITERS[arguments.format](file, batches, dim)
@@ -324,31 +324,39 @@ def run_info(arguments: argparse.Namespace) -> None:
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
-    saved = save(arguments, arguments.format)
-    print(f"{arguments.output}: {saved.nbytes / 1e6:.1f} MB, {arguments.format}")
-    if saved.cosines is not None:
-        cosines = saved.cosines
-        print(f"cosine to float32, {len(cosines)} texts: mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
+    from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
+    from gemma_np.pipeline import Pipeline
+
+    source, folder = save(arguments, arguments.format)
+    if source.quantization is None:
+        quantized = Pipeline(folder)
+        ids, _ = quantized.prepare(SAMPLE)
+        found = cosines(float32_vectors(source, ids), quantized.embed_ids(ids))
+        print(f"cosine to float32, {len(found)} texts: mean {found.mean():.4f}, lowest {found.min():.4f}")
 
 
 def run_dequantize(arguments: argparse.Namespace) -> None:
-    print(f"{arguments.output}: {save(arguments, 'float32').nbytes / 1e6:.1f} MB, float32")
+    save(arguments, "float32")
 
 
-def save(arguments: argparse.Namespace, format: str) -> "Saved":
+def save(arguments: argparse.Namespace, format: str) -> tuple["Source", Path]:
+    """Write the model that is named to a new folder, and say how large it is."""
     from gemma_np import hub
     from gemma_np.checkpoint import saving
-    from gemma_np.checkpoint.source import open_source
+    from gemma_np.opening import open_source
 
-    source = open_source(hub.locate(named_model(arguments)))
-    return saving.save(source, Path(os.path.expanduser(arguments.output)), format)
+    source, folder = open_source(hub.locate(named_model(arguments))), Path(os.path.expanduser(arguments.output))
+    saving.save(source, folder, format)
+    nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {nbytes / 1e6:.1f} MB, {format}")
+    return source, folder
 
 
 def run_export_gguf(arguments: argparse.Namespace) -> None:
     from gemma_np import hub
-    from gemma_np.checkpoint.source import open_source
     from gemma_np.cli import writers
     from gemma_np.gguf.export import export
+    from gemma_np.opening import open_source
 
     path = hub.locate(named_model(arguments))
     dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense

@@ -5,7 +5,6 @@ the embedding table: the package gguf wants each tensor as a whole, which that t
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -15,26 +14,24 @@ from tqdm import tqdm
 
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint.source import Source
-from gemma_np.errors import GemmaWarning, InputError, WeightsError
+from gemma_np.errors import InputError, WeightsError, warn
 from gemma_np.files.safetensors import BYTES, FLOATS, to_bfloat16
 from gemma_np.gguf.file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, SCALARS, STRING
 from gemma_np.gguf.names import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
 from gemma_np.gguf.tensors import BLOCKS
 from gemma_np.gguf.vocabulary import tokenizer_metadata
-from gemma_np.modules import Dense, Normalize
+from gemma_np.modules import Normalize
 from gemma_np.prompts import PUBLISHED
-from gemma_np.weights.blocks import PackedTensor, row_bytes, to_blocks
+from gemma_np.weights.blocks import row_bytes, to_blocks
 from gemma_np.weights.loading import Loader, Matrix, formats_held
-from gemma_np.weights.names import FUSED, layer_tensors, tensor_name
+from gemma_np.weights.names import EMBED, FUSED, layer_tensors, tensor_name
 from gemma_np.weights.packed import Packed
 from gemma_np.weights.quantize import check_shape, encode
 
-FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
+MATRIX_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers for a file's matrices
 GUESSED = 1024  # of several types
-ROWS = 4096  # of the embedding table, at a time
 LARGEST_F16 = 65504
-EMBED = "embed_tokens.weight"
 UINT32, INT32, FLOAT32 = 4, 5, 6
 
 
@@ -59,7 +56,7 @@ def export(
 
     source          of a model that llama.cpp can run
     file            open for writing, at its begin
-    format          of the matrices, one of FORMATS; None: as they are stored
+    format          of the matrices, one of MATRIX_TYPES; None: as they are stored
     heads           False: the trunk alone, without Dense heads
     show_progress   True, False, or None: on a terminal
 
@@ -93,7 +90,7 @@ def export(
 def check_expressible(source: Source) -> None:
     """InputError for a model that llama.cpp would compute otherwise, or not at all."""
     config, modules, where = source.config, source.modules, source.path
-    dense = [head for head in modules.heads if isinstance(head, Dense)]
+    dense = modules.dense
     widths = (dense[0].inputs, dense[-1].outputs) if dense else (config.D, config.D)
     wrong = {
         "its attention's scale is not 1 / sqrt(head size)": any(
@@ -121,14 +118,14 @@ def warn_of_settings(source: Source) -> None:
         f"its default of {defaults.truncate_dim} dimensions": defaults.truncate_dim is not None,
     }
     if names := [name for name, found in lost.items() if found]:
-        warnings.warn(f"{source.path}: not kept in a GGUF file: {', '.join(names)}", GemmaWarning, stacklevel=3)
+        warn(f"{source.path}: not kept in a GGUF file: {', '.join(names)}")
 
 
 def file_layout(source: Source, format: str | None) -> dict[str, Written]:
     """The file's tensors by their names there, in their order."""
     config, held = source.config, formats_held(source.tensors, None)
-    if format is not None and format not in FORMATS:
-        raise InputError(f"format = {format!r} is not known; expected {', '.join(FORMATS)}")
+    if format is not None and format not in MATRIX_TYPES:
+        raise InputError(f"format = {format!r} is not known; expected {', '.join(MATRIX_TYPES)}")
 
     def type_of(name: str, shape: tuple[int, ...], fused: str = "") -> str:
         if len(shape) == 1:
@@ -152,10 +149,9 @@ def file_layout(source: Source, format: str | None) -> dict[str, Written]:
         for field, (name, shape) in layer_tensors(config, i).items():
             fused = next((tensor_name(i, whole) for whole, parts in FUSED.items() if field in parts), "")
             found[f"blk.{i}.{FIELDS[field]}.weight"] = Written(type_of(name, shape, fused), shape)
-    for head in source.modules.heads:
-        if isinstance(head, Dense):
-            shape = head.outputs, head.inputs
-            found[f"{HEADS[head.name]}.weight"] = Written(type_of(f"{head.name}/linear.weight", shape), shape)
+    for head in source.modules.dense:
+        shape = head.outputs, head.inputs
+        found[f"{HEADS[head.name]}.weight"] = Written(type_of(f"{head.name}/linear.weight", shape), shape)
     return found
 
 
@@ -183,10 +179,9 @@ def model_metadata(source: Source) -> dict[str, Any]:
         settings["rope.freq_base_swa"] = sliding.theta
     if slides != [(i + 1) % PATTERN != 0 for i in range(len(slides))]:
         settings["attention.sliding_window_pattern"] = slides
-    for head in source.modules.heads:
-        if isinstance(head, Dense):
-            settings[f"{HEADS[head.name]}_feat_in"] = head.inputs
-            settings[f"{HEADS[head.name]}_feat_out"] = head.outputs
+    for head in source.modules.dense:
+        settings[f"{HEADS[head.name]}_feat_in"] = head.inputs
+        settings[f"{HEADS[head.name]}_feat_out"] = head.outputs
     general = {"general.architecture": ARCHITECTURE, "general.type": "model"}
     return {**general, **{f"{ARCHITECTURE}.{key}": value for key, value in settings.items()}}
 
@@ -232,8 +227,7 @@ def value(entry: Any) -> bytes:
 
 def contents(source: Source, tensors: Mapping[str, Written]) -> Iterator[Iterable[AnyArray]]:
     """Each tensor's bytes in the layout's order, in parts."""
-    held = formats_held(source.tensors, None)
-    loader = Loader(source.tensors, held, packed=source.quantization is not None)
+    loader = Loader.as_stored(source.tensors)
     yield table_parts(source, tensors["token_embd.weight"].type)
     yield [with_one(loader.norm("norm.weight"))]
     for i in range(len(source.config.layers)):
@@ -257,15 +251,13 @@ def with_one(w: Float32) -> AnyArray:
 
 def table_parts(source: Source, type: str) -> Iterator[AnyArray]:
     """The embedding table, some rows at a time."""
-    table = source.tensors[EMBED]
-    assert not isinstance(table, PackedTensor)
-    for start in range(0, source.config.V, ROWS):
-        stop = min(start + ROWS, source.config.V)
+    table = source.table
+    for rows in source.table_parts():
         if table.dtype == type:
             length = table.nbytes // source.config.V
-            yield np.frombuffer(table.source.read(table.offset + start * length, (stop - start) * length), np.uint8)
+            yield np.frombuffer(table.source.read(table.offset + rows.start * length, len(rows) * length), np.uint8)
         else:
-            yield stored(table.rows(np.arange(start, stop)), type, EMBED)
+            yield stored(table.rows(np.arange(rows.start, rows.stop)), type, EMBED)
 
 
 def stored(w: Matrix, type: str, name: str) -> AnyArray:

@@ -15,20 +15,19 @@ import numpy as np
 
 from gemma_np.checkpoint.bundle import is_bundle
 from gemma_np.checkpoint.defaults import Defaults, read_defaults
-from gemma_np.checkpoint.folder import dense_tensors
-from gemma_np.checkpoint.source import Source, open_source
+from gemma_np.checkpoint.folder import dense_tensors, open_folder
+from gemma_np.checkpoint.source import Settings, Source, Watch, unwatched
 from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
-from gemma_np.errors import CheckpointError, ConfigError, InputError, WeightsError
+from gemma_np.errors import FULL_MODEL, CheckpointError, ConfigError, InputError, WeightsError
 from gemma_np.files.safetensors import Tensor
 from gemma_np.gguf.file import GGUF, Texts, open_gguf
 from gemma_np.gguf.names import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
 from gemma_np.gguf.tensors import RoundedTensor, stored
-from gemma_np.gguf.tokenizer import open_tokenizer
-from gemma_np.hub import FULL_MODEL
+from gemma_np.gguf.tokenizer import gguf_pieces, open_tokenizer
 from gemma_np.modules import Dense, Modules, Normalize, check_widths, resolve_modules
 from gemma_np.prompts import PUBLISHED
 from gemma_np.weights.loading import Stored, formats_held
-from gemma_np.weights.names import layer_tensors
+from gemma_np.weights.names import EMBED, layer_tensors
 
 log = logging.getLogger("gemma_np")
 
@@ -136,15 +135,14 @@ def gguf_tensors(file: GGUF, config: Config, modules: Modules) -> dict[str, Stor
     """The file's tensors by the checkpoint's names, checked. WeightsError for what is missing or misshapen."""
     path = file.source.path
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {
-        "embed_tokens.weight": ("token_embd.weight", (config.V, config.D)),
+        EMBED: ("token_embd.weight", (config.V, config.D)),
         "norm.weight": ("output_norm.weight", (config.D,)),
     }
     for i in range(len(config.layers)):
         for field, (name, shape) in layer_tensors(config, i).items():
             wanted[name] = f"blk.{i}.{FIELDS[field]}.weight", shape
-    for head in modules.heads:
-        if isinstance(head, Dense):
-            wanted[f"{head.name}/linear.weight"] = f"{HEADS[head.name]}.weight", (head.outputs, head.inputs)
+    for head in modules.dense:
+        wanted[f"{head.name}/linear.weight"] = f"{HEADS[head.name]}.weight", (head.outputs, head.inputs)
     found: dict[str, Stored] = {}
     for name, (stored_name, shape) in wanted.items():
         info = file.tensors.get(stored_name)
@@ -165,26 +163,28 @@ def borrowed(folder: Path, modules: Modules) -> dict[str, Stored]:
     """The Dense modules' tensors of a checkpoint, or of a quantised folder."""
     if not is_bundle(folder):
         return dict(dense_tensors(folder, modules))
-    return {name: tensor for name, tensor in open_source(folder).tensors.items() if "/" in name}
+    return {name: tensor for name, tensor in open_folder(folder).tensors.items() if "/" in name}
 
 
 def rounded_to(tensors: Mapping[str, Stored]) -> str | None:
     """What the layers' matrices are held in, one of quantize.QUANTIZATIONS; None: float32."""
-    held = {format for name, format in formats_held(tensors, None).items() if name != "embed_tokens.weight"}
+    held = {format for name, format in formats_held(tensors, None).items() if name != EMBED}
     if held == {"f32"}:
         return None
     return held.pop() if len(held) == 1 else "mixed"
 
 
-def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None) -> Source:
+def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None, watch: Watch = unwatched) -> Source:
     """Open a GGUF file.
 
     dense   None: the Dense heads of the file. A checkpoint's folder: its heads instead, for files that have none, and
             its prompts with them. False: no Dense heads, the trunk's mean at length 1, as llama.cpp gives it
+    watch   see checkpoint.source.Watch
 
     Raises CheckpointError, ConfigError and WeightsError.
     """
     file = open_gguf(path)
+    watch(file.tensors)
     config, own = gguf_config(file), gguf_heads(file)
     if dense is None and own is None:
         raise CheckpointError(
@@ -196,7 +196,10 @@ def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None) -> 
     if dense and own:
         raise InputError(f"{path} has Dense heads of its own; leave dense out")
     modules = resolve_modules(dense) if dense else TRUNK_ALONE if dense is False or own is None else own
-    width = check_widths(config, modules, dense or path)
+    full_dim = check_widths(config, modules, dense or path)
+    defaults = read_defaults(dense).check(full_dim) if dense else Defaults(PUBLISHED, None, "cosine", None)
+    settings = Settings(path.absolute(), config, modules, full_dim, defaults, config.max_positions)
+    watch(settings)
     tensors = gguf_tensors(file, config, Modules("", modules.pooling, True, ()) if dense else modules)
     if dense:
         tensors |= borrowed(dense, modules)
@@ -205,14 +208,11 @@ def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None) -> 
         for name, tensor in tensors.items():
             if "/" in name and len(tensor.shape) == 2 and isinstance(tensor, Tensor):
                 tensors[name] = RoundedTensor(name, tensor.dtype, tensor.shape, tensor.source, tensor.offset)
+    watch(tensors)
     return Source(
-        path.absolute(),
-        config,
-        modules,
-        width,
-        read_defaults(dense) if dense else Defaults(PUBLISHED, None, "cosine", None),
-        config.max_positions,
-        tensors,
-        rounded_to(tensors),
-        partial(open_tokenizer, file, config),
+        **vars(settings),
+        tensors=tensors,
+        quantization=rounded_to(tensors),
+        pieces=partial(gguf_pieces, file, config),
+        open_tokenizer=partial(open_tokenizer, file, config),
     )

@@ -11,7 +11,7 @@ from gemma_np.config import Config
 from gemma_np.errors import CheckpointError
 from gemma_np.gguf.file import GGUF, Texts
 from gemma_np.gguf.names import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
-from gemma_np.tokens.pieces import SPACE, Pieces, Table, make_pieces
+from gemma_np.tokens.pieces import SPACE, Pieces, PieceTable, make_pieces
 from gemma_np.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def gguf_pieces(file: GGUF, config: Config) -> Pieces:
         )
     prefix = [setting("bos_token_id", int)] if setting("add_bos_token", bool, True) else []
     suffix = [setting("eos_token_id", int)] if setting("add_eos_token", bool, False) else []
-    return from_scores(path, Table(*table.joined()), scores, types, prefix, suffix)
+    return from_scores(path, PieceTable(*table.joined()), scores, types, prefix, suffix)
 
 
 def open_tokenizer(file: GGUF, config: Config, run: Callable[[int], None] | None) -> Tokenizer:
@@ -52,7 +52,7 @@ def open_tokenizer(file: GGUF, config: Config, run: Callable[[int], None] | None
 
 
 def from_scores(
-    path: Path, table: Table, scores: AnyArray, types: AnyArray, prefix: Sequence[int], suffix: Sequence[int]
+    path: Path, table: PieceTable, scores: AnyArray, types: AnyArray, prefix: Sequence[int], suffix: Sequence[int]
 ) -> Pieces:
     """The pieces of a GGUF file of SentencePiece's kind: tokenizer.ggml.tokens, scores and token_type.
 
@@ -84,7 +84,7 @@ def from_scores(
         raise CheckpointError(f"{path}: its tokenizer cannot be used: {error}") from None
 
 
-def with_spaces(table: Table, chosen: AnyArray) -> Table:
+def with_spaces(table: PieceTable, chosen: AnyArray) -> PieceTable:
     """The table with U+2581 for spaces in the chosen pieces, bool [V]."""
     spaces = np.flatnonzero(table.text == ord(" "))
     spaces = spaces[chosen[np.searchsorted(table.starts, spaces, side="right") - 1]]
@@ -92,4 +92,4 @@ def with_spaces(table: Table, chosen: AnyArray) -> Table:
     text[spaces] = SPACE[0]
     rest = np.tile(np.frombuffer(SPACE[1:], np.uint8), len(spaces))
     starts = table.starts + 2 * np.searchsorted(spaces, table.starts)
-    return Table(np.insert(text, np.repeat(spaces + 1, 2), rest), starts.astype(np.int32))
+    return PieceTable(np.insert(text, np.repeat(spaces + 1, 2), rest), starts.astype(np.int32))
