@@ -1,19 +1,14 @@
 """Streams of texts into batches, and batches of vectors into one array, with flat memory however many there are."""
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
 
-from gemma_np.arrays import AnyArray, Int32
+from gemma_np.arrays import AnyArray
 from gemma_np.errors import InputError
-
-# A batch ends at the first of these, whatever the caller asks for: its activations stay in the last cache, and the
-# workspace stays small. More would buy nothing: weights are read once for a thousand tokens.
-BATCH_TOKENS = 1024
-BATCH_TEXTS = 256
 
 
 def strings(inputs: Any, name: str) -> Iterable[str]:
@@ -77,18 +72,6 @@ def chunked(pairs: Iterator[tuple[str, str]], size: int) -> Iterator[tuple[list[
     """`size` texts at a time, with their prompts."""
     while chunk := list(islice(pairs, size)):
         yield [text for text, _ in chunk], [prompt for _, prompt in chunk]
-
-
-def split(ids: Sequence[Int32]) -> Iterator[slice]:
-    """Runs of at most BATCH_TEXTS texts and BATCH_TOKENS tokens together; a longer text is a run of its own."""
-    start = tokens = 0
-    for i, text in enumerate(ids):
-        if i > start and (tokens + len(text) > BATCH_TOKENS or i - start == BATCH_TEXTS):
-            yield slice(start, i)
-            start, tokens = i, 0
-        tokens += len(text)
-    if start < len(ids):
-        yield slice(start, len(ids))
 
 
 def gathered(batches: Iterable[AnyArray], empty: AnyArray, expected: int | None) -> AnyArray:

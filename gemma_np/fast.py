@@ -1,21 +1,24 @@
 """A checkpoint on the compiled kernels: the door from weights and configuration to kernels/forward.py."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gemma_np import kernels
 from gemma_np.arrays import Float32, Int32
-from gemma_np.batches import BATCH_TOKENS, split
 from gemma_np.config import Config
-from gemma_np.model import embed_tokens
+from gemma_np.kernels.plan import MAX_TEXTS
+from gemma_np.model import Steps, apply_heads, embed_tokens
 from gemma_np.modules import Dense, Modules
 from gemma_np.ops import rope_table
 from gemma_np.weights.loading import Matrix, Weights, formats_of
 from gemma_np.weights.packed import Packed
 
+# A pass ends at the first of these and of plan.MAX_TEXTS: its activations stay in the last cache, and the workspace
+# stays small. More would buy nothing: weights are read once for a thousand tokens.
+PASS_TOKENS = 1024
 FIRST_TOKENS = 8192  # an engine's room at first; more, which a config may claim without end, when a text needs it
 
 
@@ -29,6 +32,18 @@ def leading_heads(modules: Modules) -> list[Dense]:
     return found
 
 
+def split(ids: Sequence[Int32]) -> Iterator[slice]:
+    """Runs of at most MAX_TEXTS texts and PASS_TOKENS tokens together; a longer text is a run by itself."""
+    start = tokens = 0
+    for i, text in enumerate(ids):
+        if i > start and (tokens + len(text) > PASS_TOKENS or i - start == MAX_TEXTS):
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += len(text)
+    if start < len(ids):
+        yield slice(start, len(ids))
+
+
 def unfit(config: Config, modules: Modules) -> str | None:
     """Why the kernels cannot take a model of these sizes, or None."""
     from gemma_np.kernels.engine import unfit as sizes
@@ -38,7 +53,7 @@ def unfit(config: Config, modules: Modules) -> str | None:
 
 
 class Fast:
-    """The trunk and its first heads, compiled.
+    """A model whose trunk and first heads are compiled.
 
     column   of kernels
     weights  packed
@@ -52,10 +67,13 @@ class Fast:
 
         self.column, self.threads = column, threads or team.usable_cores()
         self._weights, self._config = weights, config
-        self._heads = [packed(weights.dense[head.name].weight) for head in leading_heads(modules)]
+        leading = leading_heads(modules)
+        self._heads = [packed(weights.dense[head.name].weight) for head in leading]
+        self._rest = modules.heads[len(leading) :]
+        self._full_dim = modules.dense[-1].outputs if modules.dense else config.D
         self.compiled = cache.load(column, formats_of(weights))
         self._growing = threading.Lock()
-        self._engine = self._made(max(BATCH_TOKENS, min(config.max_positions, FIRST_TOKENS)))
+        self._engine = self._made(max(PASS_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 
     def _made(self, max_tokens: int) -> "kernels.engine.Engine":
         from gemma_np.kernels.engine import Engine, LayerArrays
@@ -92,10 +110,11 @@ class Fast:
         return Engine(self.compiled.forward, layers, 1 + self._weights.norm, eps, self._heads, max_tokens, self.threads)
 
     def vectors(self, ids: Sequence[Int32], skips: Sequence[int]) -> Float32:
-        """Texts' tokens -> what the last leading head gives, [B, dim]."""
-        out = np.empty((len(ids), self._engine.dim), np.float32)
+        """Texts' tokens -> their vectors [B, dim]. The kernels run the leading heads, NumPy those that follow."""
+        out = np.empty((len(ids), self._full_dim), np.float32)
         for part in split(ids):
-            out[part] = self._pass(ids[part], skips[part]).vectors
+            means = self._pass(ids[part], skips[part]).vectors
+            out[part] = [apply_heads(e, self._rest, self._weights, Steps(None)) for e in means]
         return out
 
     def tokens(self, ids: Int32) -> Float32:  # [T] -> [T, D]

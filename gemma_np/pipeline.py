@@ -1,11 +1,10 @@
-"""A loaded checkpoint and the three steps that every call is made of.
+"""A loaded model and the three steps that every call is made of.
 
-    prepare(texts, prompts) -> ids, truncated      embed_ids(ids) -> full vectors      finish(vectors, ...) -> output
+    prepare(texts, prompts) -> ids, truncated      embed_ids(ids) -> full vectors      wanted(...).of(vectors) -> output
 
 Requests with different prompts and dimensions can share one pass: only embed_ids is costly.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,26 +14,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
-from gemma_np import kernels, model, output
-from gemma_np.arrays import AnyArray, Float32, Int32
+from gemma_np import kernels, model
+from gemma_np.arrays import Float32, Int32
 from gemma_np.batches import described, strings
-from gemma_np.checkpoint.source import open_source
 from gemma_np.config import Config
-from gemma_np.errors import GemmaWarning, InputError, WeightsError
-from gemma_np.fast import Fast, leading_heads, unfit
+from gemma_np.errors import InputError, WeightsError, positive, warn
+from gemma_np.fast import Fast, unfit
 from gemma_np.modules import Modules
+from gemma_np.opening import open_source
+from gemma_np.output import Wanted
 from gemma_np.weights.finite import find_nonfinite
 from gemma_np.weights.loading import load_weights
 from gemma_np.weights.quantize import format_of
 
 
 class Pipeline:
-    """A checkpoint in memory: config, modules, weights, tokenizer.
+    """A model in memory: config, modules, weights, tokenizer.
 
-    path          of the checkpoint
+    path          of the checkpoint's folder, the quantised folder or the GGUF file
     threads       how many threads compute; None: as many as the cores that this process may use
     quantization  None: as the files are; or one of quantize.QUANTIZATIONS
-    dense         for GGUF files, see gguf_source.open_gguf_source
+    dense         for GGUF files, see gguf.source.open_gguf_source
     """
 
     def __init__(
@@ -44,11 +44,10 @@ class Pipeline:
         quantization: str | None = None,
         dense: Path | Literal[False] | None = None,
     ) -> None:
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise InputError(f"threads = {threads!r}, expected a positive integer")
+        self.threads = None if threads is None else positive("threads", threads)
         format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
         self.source = source = open_source(path, dense)
-        self.folder, self.threads = source.path, threads
+        self.folder = source.path
         self._blas = ThreadpoolController()
         self.config, self.modules, self.full_dim = source.config, source.modules, source.full_dim
         if quantization and source.quantization not in (None, quantization):
@@ -57,25 +56,25 @@ class Pipeline:
                 "checkpoint that it was made from"
             )
         self.quantization = source.quantization or quantization
-        self.kernels, self.why_not = chosen(self.config, self.modules)
-        wanted = quantization if source.quantization is None else None
-        packed = self.kernels is not None
-        self.weights = load_weights(source.tensors, self.config, self.modules, wanted, packed)
+        self.column, self.why_not = chosen(self.config, self.modules)
+        rounding = quantization if source.quantization is None else None
+        packed = self.column is not None
+        self.weights = load_weights(source.tensors, self.config, self.modules, rounding, packed)
         self.fast = self._compiled()
         self.tokenizer = source.open_tokenizer(run=self.fast.compiled.encode if self.fast else None)
         self._max_seq_length = source.max_seq_length
 
     def _compiled(self) -> Fast | None:
-        """The kernels for these weights; where they cannot be compiled, NumPy takes over and a warning says why."""
-        if self.kernels is None:
+        """The kernels for these weights. If they cannot be compiled, NumPy takes over and a warning says why."""
+        if self.column is None:
             return None
         from gemma_np.kernels.cache import BuildError
 
         try:
-            return Fast(self.kernels, self.weights, self.config, self.modules, self.threads)
+            return Fast(self.column, self.weights, self.config, self.modules, self.threads)
         except BuildError as error:
-            self.kernels, self.why_not = None, str(error)
-            warnings.warn(f"{error}; NumPy computes instead, more slowly", GemmaWarning, stacklevel=2)
+            self.column, self.why_not = None, str(error)
+            warn(f"{error}; NumPy computes instead, more slowly")
             return None
 
     @property
@@ -85,14 +84,12 @@ class Pipeline:
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        if type(value) is not int or value < 1:
-            raise InputError(f"max_seq_length = {value!r}, expected a positive integer")
-        self._max_seq_length = value
+        self._max_seq_length = positive("max_seq_length", value)
 
     def prepare(
         self, texts: Sequence[str], prompts: str | Sequence[str] = "", *, truncate: bool = True, first: int = 0
     ) -> tuple[list[Int32], list[int]]:
-        """Texts -> token ids, each with its prompt in front, BOS and EOS around, cut at `max_seq_length`.
+        """Texts -> token ids: each text after its prompt, between BOS and EOS, cut at `max_seq_length`.
 
         prompts  one prompt for all, or one for each
         truncate False: InputError for a text that is too long
@@ -115,65 +112,57 @@ class Pipeline:
                         `include_prompt: false` leave them out of the mean, others ignore it
         """
         skips = [prompt_lengths] * len(ids) if isinstance(prompt_lengths, int) else list(prompt_lengths)
-        assert len(skips) == len(ids), (len(skips), len(ids))
+        if len(skips) != len(ids):
+            raise InputError(f"{len(skips)} prompt_lengths for {len(ids)} texts; expected one for all, or one for each")
         if self.modules.include_prompt:
             skips = [0] * len(ids)
         ids = [self._checked_ids(i, tokens) for i, tokens in enumerate(ids)]
-        vectors = np.empty((len(ids), self.full_dim), dtype=np.float32)
         with self._computing():
             if self.fast is None:
+                vectors = np.empty((len(ids), self.full_dim), dtype=np.float32)
                 for i, (tokens, skip) in enumerate(zip(ids, skips, strict=True)):
                     vectors[i] = model.embed(tokens, self.weights, self.config, self.modules, skip)
             else:
-                rest = self.modules.heads[len(leading_heads(self.modules)) :]
-                for i, e in enumerate(self.fast.vectors(ids, skips)):
-                    vectors[i] = model.apply_heads(e, rest, self.weights, model.Steps(None))
+                vectors = self.fast.vectors(ids, skips)
         self._check_finite(vectors, ids)
         return vectors
 
-    def finish(
+    def wanted(
         self,
-        vectors: Float32,
         dim: int | None = None,
         normalize: bool = False,
         precision: str = "float32",
         ranges: ArrayLike | None = None,
-    ) -> AnyArray:
-        """Full vectors [B, D] -> the output: `dim` entries, length 1 where model or `normalize` says so, `precision`.
+    ) -> Wanted:
+        """What a caller wants of this model's vectors, checked: `dim` entries, length 1 where the model or `normalize`
+        says so, in a precision. `wanted(...).of(vectors)` makes it of full vectors [B, D].
 
         After a cut, the vectors of a model with a Normalize module are brought back to length 1; sentence-transformers
         leaves them short unless normalize_embeddings is set. For int8 and the others see output.quantize.
         """
-        if precision not in output.PRECISIONS:
-            raise InputError(f"precision = {precision!r}, expected one of {', '.join(output.PRECISIONS)}")
-        normalized = self.modules.normalizes
-        vectors = output.truncate(vectors, self._checked_dim(dim), normalized=normalized, normalize=normalize)
-        return output.quantize(vectors, precision, ranges, normalized=normalized or normalize)
+        return Wanted(self.full_dim, self.modules.normalizes, dim, normalize, precision, ranges)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """BLAS, which kernels do not use, on `threads` threads. What overflows or is NaN is told from the result."""
+        """Limit BLAS to `threads` threads (kernels do not use it). Overflow and NaN are looked for in the result."""
         free = self.threads is None or self.fast is not None
         limited = nullcontext() if free else self._blas.limit(limits=self.threads, user_api="blas")
         with limited, np.errstate(all="ignore"):
             yield
 
     def token_embeddings(self, tokens: Int32) -> Float32:  # [T] -> [T, D]
+        """The trunk's vector of each token."""
         with self._computing():
             x = self.fast.tokens(tokens) if self.fast else model.trunk(tokens, self.weights, self.config)
         self._check_finite(x, [tokens])
         return x
 
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """How many leading tokens of a text each prompt is, where the model's mean leaves them out; else 0."""
         if self.modules.include_prompt:
             return [0] * len(prompts)
         lengths = {prompt: self.tokenizer.prompt_length(prompt) if prompt else 0 for prompt in set(prompts)}
         return [lengths[prompt] for prompt in prompts]
-
-    def _checked_dim(self, dim: int | None) -> int | None:
-        if dim is not None and (type(dim) is not int or not 1 <= dim <= self.full_dim):
-            raise InputError(f"{dim!r} dimensions are not to be had; expected an integer from 1 to {self.full_dim}")
-        return dim
 
     def _checked_ids(self, i: int, tokens: Int32) -> Int32:
         tokens = np.asarray(tokens)
@@ -199,7 +188,7 @@ def chosen(config: Config, modules: Modules) -> tuple[kernels.Column | None, str
     """The kernels that run a model, None for NumPy, and why."""
     choice = kernels.choose()
     if choice.mistake:
-        warnings.warn(choice.mistake, GemmaWarning, stacklevel=2)
+        warn(choice.mistake)
     if choice.column is None:
         return None, choice.reason
     misfit = unfit(config, modules)
@@ -207,7 +196,7 @@ def chosen(config: Config, modules: Modules) -> tuple[kernels.Column | None, str
 
 
 def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0) -> list[str]:
-    """Each text with its prompt in front; InputError for what is no text."""
+    """Each text after its prompt; InputError for what is no text."""
     if isinstance(texts, str):
         raise InputError("one string was passed where a list of strings is expected; put it into a list")
     texts = list(strings(texts, "texts"))

@@ -11,7 +11,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import ACTIVATIONS, BLOCK, FORMATS, LAYER, MATRIX, PANEL, PLAN, POSITIONS, SHARED_BYTES, STEPS, UNPACKED
+from .plan import (
+    ACTIVATIONS,
+    BLOCK,
+    FORMATS,
+    LAYER,
+    MATRIX,
+    MAX_TEXTS,
+    PANEL,
+    PLAN,
+    POSITIONS,
+    SHARED_BYTES,
+    STEPS,
+    UNPACKED,
+)
 from .team import TEAM
 
 Float32 = NDArray[np.float32]
@@ -19,7 +32,6 @@ Run = Callable[[int, int], None]
 
 LINE = 64  # bytes; all arrays begin at a multiple
 PADDING = 8  # rows behind every array of activations: tiles are computed whole
-MAX_TEXTS = 256  # of a pass
 
 
 class Matrix(Protocol):

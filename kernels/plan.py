@@ -87,6 +87,7 @@ UNPACKED = 32  # bytes for each input of q4_0's codes as a tile takes them: up t
 PANEL = 64  # outputs of a product that are computed together
 BLOCK = 256  # rows of a product that are computed together
 POSITIONS = 16  # of queries that attend together, at most: a cache line holds as many numbers of keys
+MAX_TEXTS = 256  # of a pass
 SHARED_BYTES = 256  # what threads see of each other, see threads.py
 
 FORMATS = ("f32", "q8_0", "q4_0")

@@ -1,26 +1,12 @@
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from tqdm import tqdm
 
-from gemma_np.batches import BATCH_TEXTS, BATCH_TOKENS, chunked, expected_number, gathered, paired, split, strings
-from gemma_np.errors import InputError
-
-
-@pytest.mark.parametrize(
-    "lengths", [[], [1], [5000], [1024, 1], [500, 500, 25], [500, 500, 24], [1] * 9000, [5000] * 3]
-)
-def test_batches_keep_every_text_in_order_and_end_at_1024_tokens(lengths: list[int]) -> None:
-    ids = [np.zeros(n, np.int32) for n in lengths]
-    parts = list(split(ids))
-    assert [n for part in parts for n in lengths[part]] == lengths
-    for part in parts:
-        assert sum(lengths[part]) <= BATCH_TOKENS or part.stop - part.start == 1
-    for one, two in pairwise(parts):  # no batch could have taken one text more
-        assert sum(lengths[one]) + lengths[two.start] > BATCH_TOKENS or one.stop - one.start == BATCH_TEXTS
+from gemma_np import InputError
+from gemma_np.batches import chunked, expected_number, gathered, paired, strings
 
 
 def test_texts_are_taken_from_a_generator_only_as_they_are_needed() -> None:

@@ -17,9 +17,7 @@ import pytest
 from gemma_np.kernels import cache
 from gemma_np.kernels.columns import BY_NAME
 
-from gemma_np import kernels
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import GemmaWarning
+from gemma_np import EmbeddingGemma, GemmaWarning, kernels
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ("q8_0",)
@@ -424,7 +422,7 @@ def test_a_column_that_cannot_run_is_one_warning_with_the_choices(
     (warning,) = caught
     assert f"expected one of {COLUMN.name}, " in str(warning.message)
     assert str(warning.message).endswith("plain, numpy")
-    assert model.kernels is COLUMN
+    assert model.column is COLUMN
 
 
 def test_without_llvmlite_numpy_computes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,16 @@
 
 import json
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gemma_np.kernels.plan import MAX_TEXTS
 from safetensors.numpy import load_file, save_file
 
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import InputError, WeightsError
-from gemma_np.fast import FIRST_TOKENS
+from gemma_np import EmbeddingGemma, InputError, WeightsError
+from gemma_np.fast import FIRST_TOKENS, PASS_TOKENS, split
 
 
 @pytest.fixture(scope="module", params=[None, "q8_0"], ids=["f32", "q8_0"])
@@ -92,3 +93,16 @@ def test_memory_does_not_grow_with_texts_of_mixed_length(model: EmbeddingGemma) 
     model.embed_ids([np.full(512, 5, np.int32)] * 4)
     before = rss(300)
     assert rss(1_500) - before < 8
+
+
+@pytest.mark.parametrize(
+    "lengths", [[], [1], [5000], [1024, 1], [500, 500, 25], [500, 500, 24], [1] * 9000, [5000] * 3]
+)
+def test_passes_keep_every_text_in_order_and_end_at_1024_tokens(lengths: list[int]) -> None:
+    ids = [np.zeros(n, np.int32) for n in lengths]
+    parts = list(split(ids))
+    assert [n for part in parts for n in lengths[part]] == lengths
+    for part in parts:
+        assert sum(lengths[part]) <= PASS_TOKENS or part.stop - part.start == 1
+    for one, two in pairwise(parts):  # no pass could have taken one text more
+        assert sum(lengths[one]) + lengths[two.start] > PASS_TOKENS or one.stop - one.start == MAX_TEXTS
