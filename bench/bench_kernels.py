@@ -26,10 +26,9 @@ import floor
 import test_kernels as judge
 from exported import Kernels, Record
 from gemma_np.kernels import choose, reference
-from gemma_np.kernels.plan import BLOCK, PLAN, SHARED_BYTES, UNPACKED
+from gemma_np.kernels.plan import BLOCK, FORMATS, PLAN, SHARED_BYTES, UNPACKED
 
 from gemma_np.weights.packed import pack
-from gemma_np.weights.quantize import FORMATS
 
 pytestmark = pytest.mark.benchmark(timer=time.thread_time, max_time=0.5)
 D, F, G, H = 768, 1152, 3, 256

@@ -26,7 +26,7 @@ def work(engine: str, checkpoint: str) -> None:
     if engine == "numpy":
         from threadpoolctl import threadpool_info
 
-        from gemma_np.embedder import EmbeddingGemma
+        from gemma_np import EmbeddingGemma
 
         ours = EmbeddingGemma(checkpoint)
 

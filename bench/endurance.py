@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 
 MARKS = (1, 10, 50, 100)  # percent of the texts: when memory is read
 ROUNDS = 5

@@ -271,8 +271,7 @@ def main() -> None:
 
 
 def shares(arguments: argparse.Namespace, peak: dict[str, float]) -> Any:
-    from gemma_np.embedder import EmbeddingGemma
-    from gemma_np.errors import GemmaError
+    from gemma_np import EmbeddingGemma, GemmaError
 
     for kind in arguments.formats:
         try:

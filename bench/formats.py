@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from gemma_np import EmbeddingGemma
 from gemma_np.config import Config, read_config
-from gemma_np.embedder import EmbeddingGemma
 from gemma_np.weights.names import layer_tensors
 from gemma_np.weights.quantize import QUANTIZATIONS, format_of, quantized_rows
 

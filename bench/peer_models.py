@@ -28,7 +28,7 @@ def bundle(format: str) -> Maker:
 
     def made(checkpoint: Path, work: Path) -> Path:
         from gemma_np.checkpoint.saving import save
-        from gemma_np.checkpoint.source import open_source
+        from gemma_np.opening import open_source
 
         folder = work / f"gemma_np-{format}"
         if not folder.is_dir():
@@ -144,8 +144,8 @@ def convert_openvino(mode: str, **settings: Any) -> Callable[[Path, Path, Path],
 
 def export_gguf(checkpoint: Path, work: Path, out: Path) -> None:
     """As `gemma-np export-gguf` writes it: the bytes of llama.cpp's converter, Dense heads included."""
-    from gemma_np.checkpoint.source import open_source
     from gemma_np.gguf.export import export
+    from gemma_np.opening import open_source
 
     with (out / "model.gguf").open("wb") as file:
         export(open_source(checkpoint), file, "f32")

@@ -87,13 +87,13 @@ class Ours(Engine):
     ours = True
 
     def load(self) -> None:
-        from gemma_np.embedder import EmbeddingGemma
+        from gemma_np import EmbeddingGemma
 
         self.model = EmbeddingGemma(self.file, threads=self.threads)
         self.settings = {"quantization": self.model.quantization, "threads": self.threads}
 
     def embed(self, ids: Ids) -> Vectors:
-        from gemma_np.batches import split
+        from gemma_np.fast import split
 
         done = []  # as `encode` does: 32 texts in the order they come, split where they have many tokens
         for start in range(0, len(ids), BATCH):

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from gemma_np import output
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma, output
 from gemma_np.weights.quantize import QUANTIZATIONS
 
 Array = NDArray[Any]

@@ -12,31 +12,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gemma_np.embedder import EmbeddingGemma
-    from gemma_np.errors import CheckpointError, ConfigError, GemmaError, HubError, InputError, WeightsError
+    from gemma_np.embedder import EmbeddingGemma as EmbeddingGemma
+    from gemma_np.errors import CheckpointError as CheckpointError
+    from gemma_np.errors import ConfigError as ConfigError
+    from gemma_np.errors import GemmaError as GemmaError
+    from gemma_np.errors import GemmaWarning as GemmaWarning
+    from gemma_np.errors import HubError as HubError
+    from gemma_np.errors import InputError as InputError
+    from gemma_np.errors import WeightsError as WeightsError
 
 __version__ = "0.1.0"
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "EmbeddingGemma",
-    "GemmaError",
-    "HubError",
-    "InputError",
-    "WeightsError",
-    "__version__",
-]
+_MODULES = {  # where each public name is
+    "CheckpointError": "gemma_np.errors",
+    "ConfigError": "gemma_np.errors",
+    "EmbeddingGemma": "gemma_np.embedder",
+    "GemmaError": "gemma_np.errors",
+    "GemmaWarning": "gemma_np.errors",
+    "HubError": "gemma_np.errors",
+    "InputError": "gemma_np.errors",
+    "WeightsError": "gemma_np.errors",
+}
+__all__ = ["__version__", *_MODULES]
 
-# In a clone kernels/ lies beside gemma_np/, in an installation inside it.
+# In a clone kernels/ is next to gemma_np/, in an installation inside it.
 _clone = Path(__file__).parent.parent
 if not (Path(__file__).parent / "kernels").is_dir() and (_clone / "pyproject.toml").is_file():
     __path__.append(str(_clone))
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gemma_np' has no attribute {name!r}")
-    return getattr(import_module("gemma_np.embedder" if name == "EmbeddingGemma" else "gemma_np.errors"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """EmbeddingGemma: texts in, vectors out, with sentence-transformers' names and meanings."""
 
+import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +12,14 @@ from tqdm import tqdm
 
 from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.batches import chunked, expected_number, gathered, paired, split, strings
-from gemma_np.checkpoint.defaults import Defaults
-from gemma_np.errors import GemmaWarning, InputError
+from gemma_np.batches import chunked, expected_number, gathered, paired, strings
+from gemma_np.checkpoint.defaults import SIMILARITIES, Defaults
+from gemma_np.errors import ConfigError, InputError, positive, warn
+from gemma_np.output import Wanted
 from gemma_np.pipeline import Pipeline, prompted
-from gemma_np.prompts import prompt_named, titled
+from gemma_np.prompts import known_prompts, prompt_named, titled
 
+log = logging.getLogger("gemma_np")
 Texts = str | Iterable[str]
 
 
@@ -25,15 +27,15 @@ class EmbeddingGemma(Pipeline):
     """A model, loaded and ready.
 
     model                folder of a checkpoint, a hub id, a GGUF file, or "nano", the small model inside the package;
-                         None: what the environment variable GEMMA_NP_MODEL names, else nano, with a line on stderr
+                         None: the model named by $GEMMA_NP_MODEL, or nano (announced once on stderr)
     quantization         None: as the files are, float32 for a checkpoint. "q8_0": int8, "q4_0": int4, "mixed": int8 for
-                         attention, int4 for the rest; rounded while the checkpoint is read, see quantize.py.
+                         attention, int4 for the rest; rounded while the checkpoint is read, see weights/quantize.py.
                          `save_pretrained` keeps the result, so that it need not be rounded again
     dense                for GGUF files that have no Dense heads: the folder or hub id of a checkpoint that has them, or
                          False, to have the trunk's vectors without them, as llama.cpp gives them
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128
     threads              how many threads compute; None: as many as the cores that this process may use
-    prompts              prompts by name, beside or instead of the checkpoint's
+    prompts              prompts by name, in addition to the checkpoint's, or instead of those of the same name
     default_prompt_name  the prompt of calls that name none
     revision, token, cache_folder, local_files_only    for the hub, as in huggingface_hub
     similarity_fn_name   "cosine", "dot", "euclidean" or "manhattan"; None: as the checkpoint says
@@ -65,38 +67,49 @@ class EmbeddingGemma(Pipeline):
         **other: Any,
     ) -> None:
         keywords.refuse("EmbeddingGemma", other, keywords.CONSTRUCTOR)
-        source = hub.default_model() if model is None else model
+        name = hub.default_model() if model is None else model
         in_hub: dict[str, Any] = {
             "revision": revision,
             "token": token,
             "cache_folder": cache_folder,
             "local_files_only": local_files_only,
         }
-        folder = hub.locate(source, **in_hub)
+        path = hub.locate(name, **in_hub)
         heads = dense if dense is None or dense is False else hub.locate(dense, **in_hub, files=hub.HEADS)
-        super().__init__(folder, threads, quantization, heads)
+        super().__init__(path, threads, quantization, heads)
         self._dense = heads
-        self._source: tuple[str, dict[str, Any]] = str(self.folder), {}
-        if not os.path.exists(os.path.expanduser(source)):
-            # A folder of the hub's cache is named after its commit: a pickle's copy elsewhere shall be of the same one.
-            commit = folder.name if folder.parent.name == "snapshots" else revision
-            in_cache = {"revision": commit, "cache_folder": cache_folder, "local_files_only": local_files_only}
-            self._source = os.fspath(source), in_cache
+        self._recipe = self._recipe_of(name, in_hub)
         defaults = self.source.defaults
-        self.prompts: dict[str, str] = {"query": "", "document": "", **defaults.prompts, **(prompts or {})}
+        self.prompts = {**defaults.all_prompts, **_checked_prompts(prompts or {})}
         self.default_prompt_name = default_prompt_name or defaults.default_prompt_name
-        if self.default_prompt_name is not None:
-            prompt_named(self.default_prompt_name, self.prompts)
-        self.truncate_dim = defaults.truncate_dim if truncate_dim is None else truncate_dim
-        self._checked_dim(self.truncate_dim)
+        if default_prompt_name is not None:
+            prompt_named(default_prompt_name, self.prompts)
+        elif self.default_prompt_name not in (None, *known_prompts(self.prompts)):
+            raise ConfigError(
+                f"{defaults.path}: default_prompt_name = {self.default_prompt_name!r} is none of its prompts "
+                f"({', '.join(self.prompts)}); mend the file, or pass default_prompt_name="
+            )
+        self.truncate_dim = defaults.truncate_dim
+        self.truncate_dim = self.wanted(truncate_dim).dim
         self.similarity_fn_name = similarity_fn_name or defaults.similarity_fn_name
 
+    def _recipe_of(self, name: str | os.PathLike[str], in_hub: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The model and the keywords with which a pickle's copy elsewhere opens the same one; never the token."""
+        if os.path.exists(os.path.expanduser(name)):
+            return str(self.folder), {}
+        # A folder of the hub's cache is named after its commit.
+        commit = self.folder.name if self.folder.parent.name == "snapshots" else in_hub["revision"]
+        return os.fspath(name), {
+            **{key: in_hub[key] for key in ("cache_folder", "local_files_only")},
+            "revision": commit,
+        }
+
     def __repr__(self) -> str:
-        format = self.quantization or "float32"
-        return f"EmbeddingGemma({str(self.folder)!r}: {self.get_embedding_dimension()} dimensions, {format})"
+        held = self.quantization or "float32"
+        return f"EmbeddingGemma({str(self.folder)!r}: {self.get_embedding_dimension()} dimensions, {held})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        model, in_cache = self._source
+        model, in_cache = self._recipe
         settings = {
             **in_cache,
             "threads": self.threads,
@@ -109,41 +122,39 @@ class EmbeddingGemma(Pipeline):
         }
         return _reopened, (model, self.max_seq_length, settings)
 
+    def wanted(
+        self,
+        dim: int | None = None,
+        normalize: bool = False,
+        precision: str = "float32",
+        ranges: ArrayLike | None = None,
+    ) -> Wanted:
+        """As in Pipeline; where `dim` is None, the model's `truncate_dim` counts."""
+        return super().wanted(self.truncate_dim if dim is None else dim, normalize, precision, ranges)
+
     def stream(
         self,
         texts: Iterable[str],
         prompts: str | Iterable[str] = "",
+        wanted: Wanted | None = None,
         *,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-        output_value: str = "sentence_embedding",
-        precision: str = "float32",
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
+        token_embeddings: bool = False,
         truncate: bool = True,
-        ranges: ArrayLike | None = None,
     ) -> Iterator[Any]:
-        """`encode`, batch by batch: yields [b, dim] arrays (lists of [T, D] arrays for "token_embeddings").
+        """`encode`, batch by batch: yields [b, dim] arrays, or lists of [T, D] arrays with `token_embeddings`.
 
         prompts   the prompt itself, for all or one for each text; `resolve_prompt` finds it by name
+        wanted    of the vectors, see `wanted`; None: float32 of the model's own size
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise InputError(f"batch_size = {batch_size!r}, expected a positive integer")
-        if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise InputError(
-                f"output_value = {output_value!r}, expected 'sentence_embedding' or 'token_embeddings'; for the tokens "
-                "themselves call tokenize()"
-            )
-        if output_value == "token_embeddings" and precision != "float32":
-            raise InputError(f"precision = {precision!r} is for sentence embeddings; token embeddings are float32")
+        batch_size = positive("batch_size", batch_size)
+        wanted = self.wanted() if wanted is None else wanted
         each = strings(texts, "inputs")
-        dim = self.truncate_dim if truncate_dim is None else truncate_dim
-        self.finish(np.empty((0, self.full_dim), np.float32), dim, normalize_embeddings, precision, ranges)  # check now
         doubled: list[int] = []
         cut: list[int] = []
         first = 0
-        bar = _progress(show_progress_bar, expected_number(texts))
-        with bar:
+        with _progress(show_progress_bar, expected_number(texts)) as bar:
             for chunk, chunk_prompts in chunked(paired(each, prompts), batch_size):
                 ids, truncated = self.prepare(chunk, chunk_prompts, truncate=truncate, first=first)
                 cut += truncated
@@ -152,14 +163,12 @@ class EmbeddingGemma(Pipeline):
                     for i, (text, prompt) in enumerate(zip(chunk, chunk_prompts, strict=True), first)
                     if prompt.strip() and text.startswith(prompt.rstrip())
                 ]
-                for part in split(ids):
-                    if output_value == "token_embeddings":
-                        yield [self.token_embeddings(tokens) for tokens in ids[part]]
-                    else:
-                        vectors = self.embed_ids(ids[part], self.prompt_lengths(chunk_prompts[part]))
-                        yield self.finish(vectors, dim, normalize_embeddings, precision, ranges)
-                    bar.update(len(ids[part]))
+                if token_embeddings:
+                    yield [self.token_embeddings(tokens) for tokens in ids]
+                else:
+                    yield wanted.of(self.embed_ids(ids, self.prompt_lengths(chunk_prompts)))
                 first += len(chunk)
+                bar.update(len(chunk))
         self._warn(cut, doubled)
 
     def encode(
@@ -184,7 +193,7 @@ class EmbeddingGemma(Pipeline):
         inputs                a string, or any iterable of strings, a generator too; `sentences` is its old name
         prompt_name           a task: the checkpoint's names (`prompts`) and friendly ones such as retrieval_query
         prompt                the prompt itself, for all texts or one for each; wins over prompt_name
-        batch_size            texts per batch; a batch also ends at 1,024 tokens
+        batch_size            texts per batch, and per step of the progress bar; it changes no vector
         show_progress_bar     True, False, or None: on a terminal, once it takes more than two seconds
         output_value          "sentence_embedding", or "token_embeddings": a [T, D] array for each text
         precision             "float32", "int8", "uint8", "binary" or "ubinary", see output.quantize
@@ -195,25 +204,30 @@ class EmbeddingGemma(Pipeline):
         returns               [dim] for one string, else [B, dim] in the order of the inputs, (0, dim) for none
         """
         keywords.refuse("encode", other, keywords.ENCODE)
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            raise InputError(
+                f"output_value = {output_value!r}, expected 'sentence_embedding' or 'token_embeddings'; for the tokens "
+                "themselves call tokenize()"
+            )
+        of_tokens = output_value == "token_embeddings"
+        if of_tokens and precision != "float32":
+            raise InputError(f"precision = {precision!r} is for sentence embeddings; token embeddings are float32")
         texts = sentences if inputs is None else inputs
         one = isinstance(texts, str)
+        wanted = self.wanted(truncate_dim, normalize_embeddings, precision, ranges)
         batches = self.stream(
             [texts] if isinstance(texts, str) else texts,  # type: ignore[arg-type]  # stream refuses None
             self.resolve_prompt(prompt_name, prompt),
+            wanted,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
-            output_value=output_value,
-            precision=precision,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
+            token_embeddings=of_tokens,
             truncate=truncate,
-            ranges=ranges,
         )
-        if output_value == "token_embeddings":
+        if of_tokens:
             arrays = [array for batch in batches for array in batch]
             return arrays[0] if one else arrays
-        dim = self.truncate_dim if truncate_dim is None else truncate_dim
-        empty = self.finish(np.empty((0, self.full_dim), np.float32), dim, normalize_embeddings, precision, ranges)
+        empty = wanted.of(np.empty((0, self.full_dim), np.float32))
         vectors = gathered(batches, empty, 1 if one else expected_number(texts))
         return vectors[0] if one else vectors
 
@@ -311,6 +325,15 @@ class EmbeddingGemma(Pipeline):
             show_progress=show_progress_bar,
         )
 
+    def fingerprint(self) -> str:
+        """Which model this is, 64 hex digits: for whoever keeps vectors, since those of two models cannot be compared.
+
+        It depends on weights, tokenizer, modules, prompts and quantization, see checkpoint/fingerprint.py.
+        """
+        from gemma_np.checkpoint.fingerprint import fingerprint
+
+        return fingerprint(self.source, self.quantization, self.prompts)
+
     def get_max_seq_length(self) -> int:
         """`max_seq_length`."""
         return self.max_seq_length
@@ -328,25 +351,31 @@ class EmbeddingGemma(Pipeline):
 
     @similarity_fn_name.setter
     def similarity_fn_name(self, value: str) -> None:
-        if value not in similarity.NAMES:
-            raise InputError(f"similarity_fn_name = {value!r}, expected one of {', '.join(similarity.NAMES)}")
+        if value not in SIMILARITIES:
+            raise InputError(f"similarity_fn_name = {value!r}, expected one of {', '.join(SIMILARITIES)}")
         self._similarity_fn_name = value
 
     def _warn(self, cut: list[int], doubled: list[int]) -> None:
+        """Once for each line that calls; which texts they were goes to the log."""
         if cut:
-            warnings.warn(
-                f"{len(cut)} of the texts ({_listed(cut)}) had more than {self.max_seq_length:,} tokens and were cut "
-                "there; truncate=False raises an error instead",
-                GemmaWarning,
-                stacklevel=3,
+            warn(
+                f"a text had more than {self.max_seq_length:,} tokens and was cut there; truncate=False raises an "
+                "error instead"
             )
+            log.info("cut at %d tokens: texts %s", self.max_seq_length, cut)
         if doubled:
-            warnings.warn(
-                f"{len(doubled)} of the texts ({_listed(doubled)}) begin with the prompt already; now it stands there "
-                "twice",
-                GemmaWarning,
-                stacklevel=3,
-            )
+            warn("a text begins with the prompt already; now it stands there twice")
+            log.info("begin with the prompt already: texts %s", doubled)
+
+
+def _checked_prompts(prompts: Mapping[str, str | None]) -> dict[str, str]:
+    """A caller's prompts; None is an empty one, as in a checkpoint's file."""
+    if not isinstance(prompts, Mapping):
+        raise InputError(f"prompts is {type(prompts).__name__}, expected names with strings")
+    for name, prompt in prompts.items():
+        if not isinstance(prompt, str | None):
+            raise InputError(f"prompts[{name!r}] is {type(prompt).__name__}, expected a string or None")
+    return {name: prompt or "" for name, prompt in prompts.items()}
 
 
 def _reopened(model: str, max_seq_length: int, settings: dict[str, Any]) -> EmbeddingGemma:
@@ -365,7 +394,3 @@ def _progress(show: bool | None, total: int | None) -> "tqdm[Any]":
         disable=None if show is None else not show,
         delay=2 if show is None else 0,
     )
-
-
-def _listed(numbers: list[int]) -> str:
-    return "numbers " + ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")

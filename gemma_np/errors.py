@@ -12,6 +12,39 @@
 A message says what, where, what was expected and what to do next.
 """
 
+import operator
+import sys
+import warnings
+
+FULL_MODEL = "google/embeddinggemma-300m"  # where messages send people
+
+
+def positive(name: str, value: object, most: int | None = None, of: str = "") -> int:
+    """A caller's argument that must be 1 or more, as an int: any integer will do, NumPy's too. Raises InputError.
+
+    most   the largest value that will do, and `of` what; None: there is no limit
+    """
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1 or (most is not None and number > most):
+        expected = "a positive integer" if most is None else f"an integer from 1 to {most}, the {of}"
+        raise InputError(f"{name} = {value!r}, expected {expected}")
+    return number
+
+
+def warn(message: str) -> None:
+    """A GemmaWarning that points at the line outside of gemma_np that led here.
+
+    Python shows a warning once for each line and text, and keeps each text: so no text has numbers that change from
+    call to call.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gemma_np":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, GemmaWarning, stacklevel=level)
+
 
 class GemmaError(Exception):
     """Any error that the user can mend."""

@@ -57,8 +57,8 @@ def writable(small: Path, tmp_path: Path) -> Path:
 def nano_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nano as a float32 checkpoint, which Hugging Face loads too: with the values to which it is rounded."""
     from gemma_np.checkpoint.saving import save
-    from gemma_np.checkpoint.source import open_source
     from gemma_np.hub import NANO_FOLDER
+    from gemma_np.opening import open_source
 
     folder = tmp_path_factory.mktemp("float") / "nano"
     save(open_source(NANO_FOLDER), folder, "float32")

@@ -42,7 +42,7 @@ if "--guided" in sys.argv:
 with atheris.instrument_imports(include=["gemma_np"]) if "--guided" in sys.argv else nullcontext():
     from fuzz_targets import TARGETS, Target
 
-    from gemma_np.errors import CheckpointError, ConfigError, GemmaError, HubError, InputError, WeightsError
+    from gemma_np import CheckpointError, ConfigError, GemmaError, HubError, InputError, WeightsError
 
 logging.disable()
 warnings.simplefilter("ignore")

@@ -33,19 +33,18 @@ from make_checkpoint import SMALL, make_checkpoint
 from small_tokenizer import gemma_layout
 from test_bpe import Checked
 
+from gemma_np import EmbeddingGemma, GemmaError, InputError
 from gemma_np.checkpoint.bundle import damaged_files
 from gemma_np.checkpoint.defaults import read_defaults, read_max_seq_length
 from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.checkpoint.saving import save as save_model
-from gemma_np.checkpoint.source import open_source
 from gemma_np.cli.info import report
 from gemma_np.config import Config, read_config
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import GemmaError, InputError
 from gemma_np.files.safetensors import FLOATS, Tensor, open_safetensors
 from gemma_np.gguf.export import export
 from gemma_np.gguf.file import Texts, open_gguf
 from gemma_np.modules import check_widths, resolve_modules
+from gemma_np.opening import open_source
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, write_tokenizer_json
 from gemma_np.tokens.pieces import FILE as PIECES
 from gemma_np.tokens.pieces import open_pieces, save_pieces

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_np import CheckpointError
 from gemma_np.arrays import AnyArray, Float32
-from gemma_np.errors import CheckpointError
 from gemma_np.files.mapped import MappedFile, map_file
 from gemma_np.weights.blocks import BLOCK_BYTES, BlockTensor, PackedTensor, from_blocks, row_bytes, to_blocks
 from gemma_np.weights.packed import Packed, pack, pack_codes

@@ -25,11 +25,10 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from gemma_np import __version__, kernels
+from gemma_np import EmbeddingGemma, __version__, kernels
 from gemma_np.arrays import Float32
 from gemma_np.cli import main as cli
 from gemma_np.cli import writers
-from gemma_np.embedder import EmbeddingGemma
 
 COMMANDS = ("embed", "similarity", "rank", "info", "warmup", "verify")
 TEXTS = ["Mars is red", "", 'a "quoted", text', "naïve 日本 🪐", "  spaces  "]

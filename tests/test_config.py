@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np import CheckpointError, ConfigError
 from gemma_np.config import DEFAULTS, MAX_LAYERS, Config, Layer, read_config
-from gemma_np.errors import CheckpointError, ConfigError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 # EmbeddingGemma's config.json, with 6 layers instead of 24.

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import CheckpointError, ConfigError, GemmaWarning, InputError, WeightsError
+from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, GemmaWarning, InputError, WeightsError
 from gemma_np.ops import l2_normalize
 
 TEXTS = ["The cat sat on the mat.", "", "Ein Satz auf Deutsch", "猫がマットの上に座った。", "a", "x " * 300]
@@ -174,13 +175,41 @@ def test_prompts_given_to_the_constructor_win(small: Path) -> None:
         EmbeddingGemma(small, default_prompt_name="other")
 
 
+def test_a_prompt_of_none_is_an_empty_one(small: Path, model: EmbeddingGemma) -> None:
+    none = EmbeddingGemma(small, prompts={"query": None})  # type: ignore[dict-item]
+    assert none.prompts["query"] == ""
+    np.testing.assert_array_equal(none.encode_query("a"), model.encode("a"))
+    for prompts, message in (({"query": 3}, r"prompts\['query'\] is int"), (["q"], "prompts is list, expected names")):
+        with pytest.raises(InputError, match=message):
+            EmbeddingGemma(small, prompts=prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"default_prompt_name": "foo"}, "default_prompt_name = 'foo' is none of its prompts"),
+        ({"truncate_dim": 100_000}, r"truncate_dim = 100000, but this model's vectors have \d+ entries"),
+    ],
+)
+def test_a_wrong_default_of_the_checkpoint_is_not_blamed_on_the_caller(
+    writable: Path, settings: dict[str, Any], message: str
+) -> None:
+    path = writable / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    with pytest.raises(ConfigError, match=f"{re.escape(str(path))}: {message}.*mend the file"):
+        EmbeddingGemma(writable)
+    if "default_prompt_name" in settings:
+        assert EmbeddingGemma(writable, default_prompt_name="query").default_prompt_name == "query"
+        assert EmbeddingGemma(writable, prompts={"foo": "f: "}).default_prompt_name == "foo"
+
+
 def test_an_unknown_prompt_lists_the_known_ones(model: EmbeddingGemma) -> None:
     with pytest.raises(InputError, match=r"prompt_name = 'nonsense' is unknown; known are .*clustering.*query"):
         model.encode("a", prompt_name="nonsense")
 
 
 def test_a_prompt_that_stands_there_already_is_warned_of(model: EmbeddingGemma) -> None:
-    with pytest.warns(GemmaWarning, match=r"1 of the texts \(numbers 1\) begin with the prompt already"):
+    with pytest.warns(GemmaWarning, match="a text begins with the prompt already"):
         model.encode_query(["red", "task: search result | query: red"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -190,13 +219,40 @@ def test_a_prompt_that_stands_there_already_is_warned_of(model: EmbeddingGemma) 
 # ---- length ------------------------------------------------------------------------------------------------------
 
 
-def test_texts_that_are_too_long_are_cut_with_one_warning(model: EmbeddingGemma) -> None:
+def test_a_warning_points_at_the_callers_line_once_and_grows_nothing(model: EmbeddingGemma) -> None:
+    """Python keeps each text of a warning for each line: 400 calls with numbers in it left 401 of them."""
+    long = ["word " * 3000, "task: search result | query: red"]
+    model.max_seq_length = 64
+    registry = globals().setdefault("__warningregistry__", {})
+    try:
+        with warnings.catch_warnings(record=True) as record:
+            warnings.resetwarnings()
+            warnings.simplefilter("default")
+            for i in range(20):
+                line = sys._getframe().f_lineno + 1
+                model.encode_query(long + ["more"] * i, batch_size=1)
+            after = len(registry)
+            for _ in model.stream(long):
+                pass
+        assert {warning.filename for warning in record} == {__file__}
+        assert [warning.lineno for warning in record[:2]] == [line, line]
+        assert len(record) == 3  # two kinds in the first call, one in the stream, which has no prompt
+        assert after <= 3  # and Python's own version number
+    finally:
+        model.max_seq_length = 2048
+        registry.clear()
+
+
+def test_texts_that_are_too_long_are_cut_with_one_warning(
+    model: EmbeddingGemma, caplog: pytest.LogCaptureFixture
+) -> None:
     long = "word " * 3000
-    with pytest.warns(GemmaWarning) as record:
+    with pytest.warns(GemmaWarning) as record, caplog.at_level("INFO", "gemma_np"):
         vectors = model.encode(["short", long, long], batch_size=1)
     assert [str(warning.message).split(";")[0] for warning in record] == [
-        "2 of the texts (numbers 1, 2) had more than 2,048 tokens and were cut there"
+        "a text had more than 2,048 tokens and was cut there"
     ]
+    assert "cut at 2048 tokens: texts [1, 2]" in caplog.messages
     ids, truncated = model.prepare([long])
     assert (len(ids[0]), truncated, ids[0][-1]) == (2048, [0], model.tokenizer.suffix[0])
     np.testing.assert_array_equal(vectors[1], model.embed_ids(ids)[0])
@@ -245,6 +301,15 @@ def test_every_dimension_up_to_the_models_is_served_and_has_length_one(model: Em
         np.testing.assert_array_equal(cut, expected)
 
 
+def test_integers_of_numpy_will_do_wherever_an_int_does(small: Path) -> None:
+    model = EmbeddingGemma(small, truncate_dim=np.int64(16), threads=np.int32(1))  # type: ignore[arg-type]
+    model.max_seq_length = np.uint16(8)  # type: ignore[assignment]
+    vectors = model.encode(TEXTS[:2], batch_size=np.int64(1), truncate_dim=np.int8(12))  # type: ignore[arg-type]
+    assert vectors.shape == (2, 12)
+    assert model.get_embedding_dimension() == 16
+    assert [type(n) for n in (model.truncate_dim, model.threads, model.max_seq_length)] == [int, int, int]
+
+
 @pytest.mark.parametrize("dim", [0, -1, 10_000, 2.0, "16", True])
 def test_a_dimension_that_is_not_to_be_had_is_told(model: EmbeddingGemma, small: Path, dim: Any) -> None:
     with pytest.raises(InputError, match=f"expected an integer from 1 to {model.full_dim}"):
@@ -275,7 +340,7 @@ def test_fewer_bits(model: EmbeddingGemma) -> None:
         np.testing.assert_array_equal(codes[2], model.encode(TEXTS[2], precision=precision))
     ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
     np.testing.assert_array_equal(
-        model.encode(TEXTS, precision="int8", ranges=ranges), model.finish(vectors, precision="int8", ranges=ranges)
+        model.encode(TEXTS, precision="int8", ranges=ranges), model.wanted(precision="int8", ranges=ranges).of(vectors)
     )
     with pytest.raises(InputError, match="precision = 'int4', expected one of"):
         model.encode("a", precision="int4")
@@ -323,8 +388,8 @@ def test_requests_with_different_prompts_and_dimensions_can_share_a_pass(model: 
     ids, truncated = model.prepare(["red", "red"], [model.prompts["query"], model.prompts["document"]])
     assert truncated == []
     vectors = model.embed_ids(ids)
-    np.testing.assert_array_equal(model.finish(vectors[:1], 16)[0], model.encode_query("red", truncate_dim=16))
-    np.testing.assert_array_equal(model.finish(vectors[1:])[0], model.encode_document("red"))
+    np.testing.assert_array_equal(model.wanted(16).of(vectors[:1])[0], model.encode_query("red", truncate_dim=16))
+    np.testing.assert_array_equal(model.wanted().of(vectors[1:])[0], model.encode_document("red"))
 
 
 @pytest.mark.parametrize("ids", [[], [[1, 2]], [1.5], [-1], [10**9], ["a"]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from zoo import TEXTS, ZOO
 
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 
 GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent / "goldens.json").read_text())
 

@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 from test_gguf_source import exported
 
-from gemma_np import hub
+from gemma_np import CheckpointError, EmbeddingGemma, hub
 from gemma_np.arrays import Float32
 from gemma_np.checkpoint.bundle import read_manifest
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import CheckpointError
 
 NAME = "somebody/small-gemma"
 TOKEN = "hf_SecretSecretSecretSecret"

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from small_tokenizer import small_tokenizer
 
-from gemma_np.errors import CheckpointError
+from gemma_np import CheckpointError
 from gemma_np.gguf.tokenizer import from_scores
 from gemma_np.tokens.json_file import Inexpressible, from_tokenizer_json, ranked, write_tokenizer_json
 from gemma_np.tokens.pieces import FILE, Pieces, joined, open_pieces, save_pieces

@@ -22,11 +22,10 @@ import pytest
 from exported import Kernels, Record
 from gemma_np.kernels import cache, lacking, reference
 from gemma_np.kernels.columns import BY_NAME, COLUMNS
-from gemma_np.kernels.plan import MATRIX, PLAN, UNPACKED
+from gemma_np.kernels.plan import FORMATS, MATRIX, PLAN, UNPACKED
 
 from gemma_np.arrays import AnyArray
 from gemma_np.weights.packed import Packed, pack
-from gemma_np.weights.quantize import FORMATS
 
 EMULATED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 ARM = os.environ.get("GEMMA_NP_TEST_ARM")

@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as serialized
 
+from gemma_np import CheckpointError, WeightsError
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint.folder import checkpoint_tensors
 from gemma_np.config import read_config
-from gemma_np.errors import CheckpointError, WeightsError
 from gemma_np.modules import resolve_modules
 from gemma_np.weights.finite import find_nonfinite
 from gemma_np.weights.loading import Weights, load_weights

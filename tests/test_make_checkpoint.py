@@ -10,8 +10,7 @@ import pytest
 from make_checkpoint import SMALL, make_checkpoint, stored
 from safetensors.numpy import load_file
 
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import GemmaError
+from gemma_np import EmbeddingGemma, GemmaError
 from gemma_np.files.safetensors import to_float32
 from gemma_np.weights.packed import Packed
 from gemma_np.weights.quantize import quantized_rows

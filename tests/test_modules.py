@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np import CheckpointError, ConfigError
 from gemma_np.checkpoint.defaults import Defaults, read_defaults, read_max_seq_length
 from gemma_np.config import Config, Layer
-from gemma_np.errors import CheckpointError, ConfigError
 from gemma_np.modules import Dense, Modules, Normalize, check_widths, resolve_modules
 
 CONFIG = Config(V=100, D=768, F=1152, max_positions=2048, layers=(Layer(256, 1e4, 3, 1, 256, 1 / 16, 1e-6),))

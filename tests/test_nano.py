@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from reference_float64 import Reference
 
-from gemma_np import hub
+from gemma_np import EmbeddingGemma, hub
 from gemma_np.checkpoint.bundle import damaged_files
 from gemma_np.cli.main import main
-from gemma_np.embedder import EmbeddingGemma
 
 ROOT = Path(__file__).parents[1]
 NANO = hub.NANO_FOLDER

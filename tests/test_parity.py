@@ -20,7 +20,7 @@ import pytest
 from reference_float64 import Reference
 from zoo import TEXTS, ZOO, text_of
 
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 
 pytestmark = pytest.mark.parity
 

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
 
+from gemma_np import CheckpointError
 from gemma_np.arrays import AnyArray
-from gemma_np.errors import CheckpointError
 from gemma_np.gguf.tokenizer import from_scores
 from gemma_np.tokens.bpe import Encoder, glue, meaning
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import (
     FILE,
     Pieces,
-    Table,
+    PieceTable,
     hash_table,
     hashed,
     joined,
@@ -182,7 +182,7 @@ def test_a_space_behind_something_else_in_a_piece_is_told(tmp_path: Path) -> Non
 # ---- from GGUF's tables
 
 
-def tables(path: Path) -> tuple[Table, AnyArray, AnyArray]:
+def tables(path: Path) -> tuple[PieceTable, AnyArray, AnyArray]:
     """What llama.cpp's converter writes for a tokenizer.json of Gemma's layout: scores fall with the rank, added tokens
     have -1000 and spaces for U+2581."""
     content = json.loads(path.read_bytes())

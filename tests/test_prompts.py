@@ -1,6 +1,6 @@
 import pytest
 
-from gemma_np.errors import InputError
+from gemma_np import InputError
 from gemma_np.prompts import known_prompts, prompt_named, titled
 
 GEMMA = {

@@ -3,6 +3,7 @@ must accept too, with the same bytes."""
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from gemma_np import CheckpointError, EmbeddingGemma
 from gemma_np.checkpoint.folder import open_checkpoint
-from gemma_np.errors import CheckpointError
 from gemma_np.files.mapped import read_json, read_json_object
 from gemma_np.files.safetensors import Tensor, open_safetensors
 
@@ -235,7 +236,7 @@ def test_rows_of_a_table_of_5_gb_take_no_memory_to_speak_of(tmp_path: Path) -> N
         (b"", "cannot be read|too few"),
         (b"1234567", "7 bytes are too few for a header"),
         (b"<!DOCTYPE html><html>", "its header claims"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "its header claims"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "is a Git LFS pointer"),
         (struct.pack("<Q", 2**63) + b"{}", "its header claims 9,223,372,036,854,775,808 bytes"),
         (struct.pack("<Q", 2**64 - 1) + b"{}", "its header claims"),
         (struct.pack("<Q", 3) + b"{}", "its header claims 3 bytes, but the file has 10"),
@@ -577,3 +578,20 @@ def test_json_that_is_missing_and_a_folder_in_its_place_are_told_apart(tmp_path:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "2_Dense/model.safetensors", "tokenizer.json", "config.json", "model.gguf"]
+)
+def test_a_git_lfs_pointer_is_named_with_the_cure(writable: Path, name: str) -> None:
+    """What `git clone` leaves in place of a large file where git-lfs is not installed."""
+    path = writable / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1211486072\n")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is a Git LFS pointer, .*`git lfs pull`"):
+        EmbeddingGemma(path if name.endswith(".gguf") else writable)
+
+
+def test_pickled_weights_of_a_head_are_refused_with_the_reason(writable: Path) -> None:
+    (writable / "2_Dense/model.safetensors").rename(writable / "2_Dense/pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"2_Dense has its weights in pickle files .*save the model as"):
+        EmbeddingGemma(writable)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gemma_np.errors import InputError
+from gemma_np import InputError
 from gemma_np.similarity import similarity, similarity_pairwise
 
 rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import pytest
 from gemma_np.kernels import team
 from gemma_np.kernels.team import Team, usable_cores
 
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["a text", "", "another one, which is longer", "Mars is red"] * 5

@@ -23,10 +23,8 @@ from gemma_np.kernels import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np import kernels
+from gemma_np import CheckpointError, EmbeddingGemma, InputError, kernels
 from gemma_np.config import Config, read_config
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import CheckpointError, InputError
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import FILE, Pieces, joined, make_pieces, open_pieces, save_pieces
 from gemma_np.tokens.tokenizer import Tokenizer
@@ -208,20 +206,26 @@ def test_text_with_surrogates_is_read_or_refused(ours: Tokenizer, text: str) -> 
         assert not lone
 
 
-def test_a_token_that_has_no_row_in_the_table_is_named(writable: Path) -> None:
+def test_a_token_that_has_no_row_in_the_table_is_read_as_text(writable: Path) -> None:
+    """As the same model's GGUF file reads it; the package without that token is the judge."""
     config = read_config(writable)
     package = tokenizers.Tokenizer.from_file(str(writable / "tokenizer.json"))
     for i in range(package.get_vocab_size(), config.V):
         package.add_tokens([f"<unused{i}>"])
+    texts = [
+        "<image_soft_token>",
+        "a picture: <image_soft_token>s",
+        "<bos><image_soft_token> <image_soft_token>",
+        "fine",
+    ]
+    expected = [encoding.ids for encoding in package.encode_batch(texts)]
     package.add_special_tokens(["<image_soft_token>"])  # as in Gemma's own: one more than the table has rows
     assert package.token_to_id("<image_soft_token>") == config.V
     package.save(str(writable / "tokenizer.json"))
     tokenizer = Tokenizer(writable, config)
     assert ids_of(tokenizer, f"<unused{config.V - 1}>") == [2, config.V - 1, 1]
-    message = f"text 7 holds the token <image_soft_token> \\(id {config.V}\\), .* table of {config.V:,} rows has none"
-    with pytest.raises(InputError, match=message):
-        tokenizer.encode(["fine", "a picture: <image_soft_token>"], first=6)
-    # One that is cut away does no harm.
+    assert [ids.tolist() for ids in tokenizer.encode(texts)[0]] == expected
+    assert tokenizer.prompt_length(texts[0]) == len(expected[0]) - 1
     assert len(ids_of(tokenizer, "word " * 50 + "<image_soft_token>", 16)) == 16
 
 
@@ -366,12 +370,19 @@ def test_arrays_of_another_model_are_refused(compact: Path, config: Config) -> N
             Tokenizer(compact, changed)
 
 
-def test_an_added_token_without_a_row_is_named_by_the_arrays_too(compact: Path, config: Config) -> None:
+def test_an_added_token_without_a_row_is_read_as_text_by_the_arrays_too(compact: Path, config: Config) -> None:
+    """Gemma's <image_soft_token> is one past the table; in a GGUF file it is no piece at all."""
     pieces = open_pieces(compact / FILE)
-    tokenizer = Tokenizer(compact, replace(config, V=pieces.pieces), with_token(pieces, "<image>"))
-    assert ids_of(tokenizer, "fine") == ids_of(Tokenizer(compact, config), "fine")
-    with pytest.raises(InputError, match=rf"text 1 holds the token <image> \(id {pieces.pieces}\), for which"):
-        tokenizer.encode(["fine", "an <image>"])
+    plain = Tokenizer(compact, config)
+    for run in (None, kernel_for_texts()):
+        tokenizer = Tokenizer(compact, replace(config, V=pieces.pieces), with_token(pieces, "<image>"), run)
+        for text in ("fine", "an <image> here", "<image>"):
+            assert ids_of(tokenizer, text) == ids_of(plain, text)
+
+
+def kernel_for_texts() -> Callable[[int], None] | None:
+    column = kernels.choose().column
+    return cache.load(column, ("q8_0",)).encode if column else None
 
 
 def with_token(pieces: Pieces, token: str) -> Pieces:
@@ -460,9 +471,13 @@ def test_gemmas_tokenizer_gives_the_packages_ids_in_every_language(gemma: Tokeni
         assert array.tolist() == encoding.ids, repr(text[:60])
 
 
-def test_gemmas_image_token_has_no_row_and_is_named(gemma: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"text 0 holds the token <image_soft_token> \(id 262144\)"):
-        gemma.encode(["<image_soft_token>"])
+def test_gemmas_image_token_has_no_row_and_is_read_as_text(gemma: Tokenizer, shared: Path) -> None:
+    package = json.loads((shared / "data/embeddinggemma-300m/tokenizer.json").read_text())
+    package["added_tokens"] = [token for token in package["added_tokens"] if token["content"] != "<image_soft_token>"]
+    judge = tokenizers.Tokenizer.from_str(json.dumps(package))
+    texts = ["<image_soft_token>", "a<image_soft_token>b", "fine"]
+    assert [ids.tolist() for ids in gemma.encode(texts)[0]] == [judge.encode(text).ids for text in texts]
+    assert max(ids.max() for ids in gemma.encode(texts)[0]) < 262_144
 
 
 @pytest.mark.parity

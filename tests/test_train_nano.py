@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("red", "blue", "old", "small", "planet", "house", "cat", "dog", "tree", "song", "runs", "sees", "near", "the")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gemma_np import EmbeddingGemma
 from gemma_np.arrays import Float32
 from gemma_np.cli import main as cli
 from gemma_np.cli import verify
-from gemma_np.embedder import EmbeddingGemma
 
 Known = dict[tuple[str, str], Float32]  # (kind, text) -> vector
 

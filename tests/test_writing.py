@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gemma_np.errors import InputError
+from gemma_np import InputError
 from gemma_np.files.safetensors import open_safetensors, write_safetensors
 from gemma_np.files.writing import new_folder, sha256
 

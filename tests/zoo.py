@@ -7,7 +7,7 @@ from typing import Any
 
 from make_checkpoint import SMALL, make_checkpoint
 
-from gemma_np.embedder import EmbeddingGemma
+from gemma_np import EmbeddingGemma
 
 
 @dataclass(frozen=True)

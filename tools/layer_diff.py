@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.embedder import EmbeddingGemma
-from gemma_np.errors import GemmaError
+from gemma_np import EmbeddingGemma, GemmaError
 from gemma_np.model import embed
 from gemma_np.modules import read_modules
 

@@ -20,18 +20,19 @@ from typing import IO, Any
 
 import numpy as np
 import synthetic_weights
+from gemma_np.kernels.plan import FORMATS
 from small_tokenizer import small_tokenizer
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from gemma_np import GemmaError
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.config import read_config
-from gemma_np.errors import GemmaError
 from gemma_np.files.safetensors import to_float32
 from gemma_np.modules import Dense
 from gemma_np.prompts import DOCUMENT, SEARCH
 from gemma_np.weights.names import dense_shapes, trunk_shapes
-from gemma_np.weights.quantize import FORMATS, quantized_rows
+from gemma_np.weights.quantize import quantized_rows
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}

@@ -24,7 +24,7 @@ def main() -> None:
     from sentence_transformers import SentenceTransformer
     from zoo import TEXTS, ZOO, text_of
 
-    from gemma_np.embedder import EmbeddingGemma
+    from gemma_np import EmbeddingGemma
 
     def rows(ours: EmbeddingGemma, folder: Path, radius: int) -> list[dict[str, Any]]:
         theirs = SentenceTransformer(

@@ -59,7 +59,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def write(out: Path, name: str, quantization: str | None, count: int, again: Path | None) -> None:
-    from gemma_np.embedder import EmbeddingGemma
+    from gemma_np import EmbeddingGemma
 
     model = EmbeddingGemma(name, quantization=quantization)
     model.max_seq_length = LONGEST

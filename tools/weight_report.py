@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import real_stats
 
+from gemma_np import GemmaError
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint.folder import checkpoint_tensors
 from gemma_np.config import Config, read_config
-from gemma_np.errors import GemmaError
 from gemma_np.model import trunk
 from gemma_np.modules import resolve_modules
 from gemma_np.weights.loading import Weights, load_weights

@@ -19,6 +19,7 @@ from gemma_np.errors import CheckpointError
 
 MAX_HEADER = 100_000_000  # bytes of JSON; the safetensors package has the same limit
 MAX_DEPTH = 100  # of JSON files; Python's own limit depends on who calls
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> Any:
@@ -27,7 +28,9 @@ def read_json(path: Path) -> Any:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_HEADER:
                 raise ValueError(f"it has more than {MAX_HEADER:,} bytes")
-            content = json.loads(file.read())
+            text = file.read()
+        refuse_pointer(path, text)
+        content = json.loads(text)
         _check_json(content)
         return content
     except FileNotFoundError:
@@ -43,6 +46,15 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
     return path.open("rb")
+
+
+def refuse_pointer(path: Path, begin: bytes) -> None:
+    """CheckpointError for the three lines that stand for a large file in a clone that was made without git-lfs."""
+    if begin.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, three lines that stand for the file itself; run `git lfs install` and "
+            f"`git lfs pull` in {path.parent}, or download the model again"
+        )
 
 
 def _check_json(content: Any, depth: int = 0) -> None:
@@ -113,6 +125,7 @@ def map_file(path: Path) -> MappedFile:
             file = stack.enter_context(open_regular(path))
             mapped = MappedFile(path, file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             stack.pop_all()  # from here on the file is MappedFile's to close
+            refuse_pointer(path, mapped.map[: len(LFS_POINTER)])
             return mapped
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint folder needs it") from None

@@ -19,7 +19,7 @@ from gemma_np.arrays import AnyArray, Int32
 from gemma_np.kernels.plan import BPE, HASH_BASE, HASH_PRIME, bpe_scratch
 from gemma_np.tokens.pieces import LONGEST, SPACE, Pieces, bits_of_ids
 
-GROUP = 2**18  # bytes of texts for one call of the kernel
+CALL_BYTES = 2**18  # of texts for one call of the kernel
 ESCAPE = "surrogateescape"  # a text is UTF-8, but the added tokens of a damaged file may cut it anywhere
 FIELD = {name: i for i, name in enumerate(BPE)}
 
@@ -158,7 +158,7 @@ def parts(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     """The texts in groups of some size: room for a group is made at once, and Ctrl-C waits for one."""
     begin = size = 0
     for i, text in enumerate(texts):
-        if i > begin and size + len(text) > GROUP:
+        if i > begin and size + len(text) > CALL_BYTES:
             yield texts[begin:i]
             begin, size = i, 0
         size += len(text)

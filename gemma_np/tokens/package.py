@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +12,31 @@ import numpy as np
 
 from gemma_np.arrays import Int32
 from gemma_np.errors import CheckpointError
-from gemma_np.files.mapped import MAX_HEADER
+from gemma_np.files.mapped import LFS_POINTER, MAX_HEADER, refuse_pointer
 
 if TYPE_CHECKING:
     import tokenizers
 
+TOKENIZER_JSON = "tokenizer.json"
 MAX_ID = 2**31 - 1  # the package's ids have 32 bits, an embedding table has fewer rows than this
 
 
 class Package:
-    """A tokenizer.json in the `tokenizers` package."""
+    """A tokenizer.json in the `tokenizers` package.
 
-    def __init__(self, path: Path) -> None:
+    rows   of the embedding table. An added token that has none (Gemma's <image_soft_token>) is read as text
+    """
+
+    def __init__(self, path: Path, rows: int) -> None:
         import tokenizers
 
-        self.path = path
+        self.path, self._rows = path, rows
         if not os.path.isfile(path):
             raise CheckpointError(f"{path} is missing; a checkpoint folder needs it")
         if path.stat().st_size > MAX_HEADER:
             raise CheckpointError(f"{path} is not a tokenizer (it has more than {MAX_HEADER:,} bytes)")
+        with path.open("rb") as file:
+            refuse_pointer(path, file.read(len(LFS_POINTER)))
         with self._errors("is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_truncation()
@@ -54,9 +61,25 @@ class Package:
             raise CheckpointError(f"{self.path} {what} ({error}); download it again") from None
 
     def encode(self, texts: Sequence[str]) -> list[Int32]:
+        ids = self._encoded(self._tokenizer, texts)
+        for i, tokens in enumerate(ids):
+            if tokens.size and tokens.max() >= self._rows:
+                ids[i] = self._encoded(self._with_rows_alone, texts[i : i + 1])[0]
+        return ids
+
+    def _encoded(self, tokenizer: "tokenizers.Tokenizer", texts: Sequence[str]) -> list[Int32]:
         with self._errors("fails on a text"):
-            encodings = self._tokenizer.encode_batch_fast(list(texts))
+            encodings = tokenizer.encode_batch_fast(list(texts))
         return [np.array(encoding.ids, np.uint32).clip(max=MAX_ID).astype(np.int32) for encoding in encodings]
+
+    @cached_property
+    def _with_rows_alone(self) -> "tokenizers.Tokenizer":
+        """The same without the added tokens that have no row. It costs as much again, and few texts need it."""
+        import tokenizers
+
+        content = json.loads(self._tokenizer.to_str())
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < self._rows]
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
 
     def name(self, id: int) -> str:
         return str(self._tokenizer.id_to_token(id))

@@ -4,8 +4,9 @@ What the arrays mean, and how a text becomes ids by them: bpe.py. From tokenizer
 """
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,11 @@ class Pieces:
     def piece(self, id: int) -> bytes:
         return bytes(self.text[self.starts[id] : self.starts[id + 1]])
 
+    def below(self, rows: int) -> "Pieces":
+        """The same without the added tokens that have none of so many rows of an embedding table: those are text."""
+        kept = self.added < rows
+        return self if kept.all() else replace(self, added=self.added[kept], special=self.special[kept])
+
     @cached_property
     def ids(self) -> dict[bytes, int]:
         """The pieces that merge. A Python dictionary, for `meaning` alone: it costs more than all the arrays."""
@@ -83,22 +89,22 @@ class Pieces:
         return {byte: sorted(lengths, reverse=True) for byte, lengths in found.items()}
 
 
-class Table(NamedTuple):
+class PieceTable(NamedTuple):
     """Each id's bytes: text uint8, all behind each other, and starts int32 [V + 1], as in Pieces."""
 
     text: AnyArray
     starts: Int32
 
 
-def joined(pieces: Sequence[bytes]) -> Table:
+def joined(pieces: Sequence[bytes]) -> PieceTable:
     """The pieces' table."""
     starts = np.concatenate([[0], np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))])
-    return Table(np.frombuffer(b"".join(pieces), np.uint8), starts.astype(np.int32))
+    return PieceTable(np.frombuffer(b"".join(pieces), np.uint8), starts.astype(np.int32))
 
 
 def make_pieces(
     path: Path,
-    table: Table,
+    table: PieceTable,
     ranks: AnyArray | Sequence[int],
     splits: AnyArray | Sequence[int],
     added: Sequence[int],
@@ -136,11 +142,11 @@ def make_pieces(
     )
 
 
-def piece_of(table: Table, id: int) -> bytes:
+def piece_of(table: PieceTable, id: int) -> bytes:
     return table.text[table.starts[id] : table.starts[id + 1]].tobytes()
 
 
-def ids_of_bytes(table: Table) -> Int32:
+def ids_of_bytes(table: PieceTable) -> Int32:
     """The ids of <0x00> to <0xFF>."""
     places = np.flatnonzero(np.diff(table.starts) == len("<0x00>"))
     likely = places[table.text[table.starts[places]] == ord("<")].tolist()
@@ -151,7 +157,7 @@ def ids_of_bytes(table: Table) -> Int32:
     return np.array([ids[name] for name in names], np.int32)
 
 
-def same(table: Table, hashes: AnyArray) -> tuple[int, int] | None:
+def same(table: PieceTable, hashes: AnyArray) -> tuple[int, int] | None:
     """Two pieces that are the same, if there are any; only those of one hash can be."""
     order = np.argsort(hashes, kind="stable")
     alike = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
@@ -191,15 +197,20 @@ def hash_table(hashes: AnyArray, ids: int) -> Int32:
 
 def save_pieces(pieces: Pieces, path: Path) -> None:
     """Write a tokenizer.safetensors; it appears when it is complete."""
-    arrays = {name: np.ascontiguousarray(getattr(pieces, name)) for name in names()}
+    arrays = {name: np.ascontiguousarray(getattr(pieces, name)) for name in array_names()}
     arrays["layout"] = np.array([LAYOUT, pieces.pieces], np.int32)
     with replaced(path) as file:
         file.write(save(arrays, metadata={"format": "gemma_np tokenizer"}))
 
 
-def names() -> list[str]:
+def array_names() -> list[str]:
     """Of the arrays in a file."""
     return [field.name for field in fields(Pieces) if field.name not in ("path", "pieces")]
+
+
+def folder_pieces(folder: Path) -> Pieces | None:
+    """What a folder's tokenizer.safetensors holds; None where there is none, and tokenizer.json must do."""
+    return open_pieces(folder / FILE) if os.path.exists(folder / FILE) else None
 
 
 def open_pieces(path: Path) -> Pieces:
@@ -214,7 +225,7 @@ def open_pieces(path: Path) -> Pieces:
 
     tensors = open_safetensors(path)
     arrays: dict[str, Any] = {}
-    for name in ("layout", *names()):
+    for name in ("layout", *array_names()):
         require(name in tensors, f"there is no {name}")
         tensor, kind = tensors[name], "U8" if name in BYTES else "I32"
         require(tensor.dtype == kind and len(tensor.shape) == 1, f"{name} is no row of {kind}")

@@ -4,7 +4,6 @@ The package and Gemma's tokenizer.json take 290 MB and a second to open, the arr
 some milliseconds; the ids are the same.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,8 +14,8 @@ from gemma_np.arrays import Int32
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, InputError
 from gemma_np.tokens.bpe import Encoder
-from gemma_np.tokens.package import Package
-from gemma_np.tokens.pieces import FILE, Pieces, open_pieces
+from gemma_np.tokens.package import TOKENIZER_JSON, Package
+from gemma_np.tokens.pieces import Pieces, folder_pieces
 
 if TYPE_CHECKING:
     pass
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 MAX_FRAME = 64  # ids around a text
 
 
-class Source(Protocol):
+class TextEncoder(Protocol):
     """What ids come from.
 
     path            its file
@@ -55,16 +54,17 @@ class Tokenizer:
     def __init__(
         self, folder: Path, config: Config, pieces: Pieces | None = None, run: Callable[[int], None] | None = None
     ) -> None:
-        if pieces is None and os.path.exists(folder / FILE):
-            pieces = open_pieces(folder / FILE)
-        self._source: Source = Package(folder / "tokenizer.json") if pieces is None else Encoder(pieces, run)
-        self.path, self.prefix, self.suffix = self._source.path, self._source.prefix, self._source.suffix
+        pieces = folder_pieces(folder) if pieces is None else pieces
+        self._encoder: TextEncoder = (
+            Package(folder / TOKENIZER_JSON, config.V) if pieces is None else Encoder(pieces.below(config.V), run)
+        )
+        self.path, self.prefix, self.suffix = self._encoder.path, self._encoder.prefix, self._encoder.suffix
         self._rows = config.V
         self._check(config)
 
     def _check(self, config: Config) -> None:
         """Refuse another model's tokenizer: its ids would name other rows of the embedding table."""
-        size, _ = self._source.sizes
+        size, _ = self._encoder.sizes
         if size > config.V:
             raise CheckpointError(
                 f"{self.path} has {size:,} pieces, but config.json says vocab_size = {config.V:,}: it belongs to "
@@ -74,6 +74,12 @@ class Tokenizer:
             raise CheckpointError(
                 f"{self.path} puts {len(self.prefix) + len(self.suffix):,} ids around each text, expected at most "
                 f"{MAX_FRAME}; take the {self.path.name} that came with these weights"
+            )
+        if any(id >= config.V for id in (*self.prefix, *self.suffix)):
+            raise CheckpointError(
+                f"{self.path} puts the ids {[*self.prefix, *self.suffix]} around a text, but the embedding table has "
+                f"{config.V:,} rows: it belongs to another model; take the {self.path.name} that came with these "
+                "weights"
             )
         for where, found, expected in (("before", self.prefix, config.bos), ("behind", self.suffix, config.eos)):
             if found and expected and found[-1] not in expected:
@@ -94,7 +100,7 @@ class Tokenizer:
         """
         for i, text in enumerate(texts, first):
             _check_unicode(i, text)
-        ids = self._source.encode(texts)
+        ids = self._encoder.encode(texts)
         lengths = [len(tokens) for tokens in ids]
         special = len(self.prefix) + len(self.suffix)
         if max_tokens is not None:
@@ -103,7 +109,7 @@ class Tokenizer:
                     content = tokens[len(self.prefix) : len(tokens) - len(self.suffix)]
                     kept = content[: max(max_tokens - special, 0)]
                     ids[i] = np.array([*self.prefix, *kept, *self.suffix], np.int32)
-        if self._source.sizes[1] > self._rows:
+        if self._encoder.sizes[1] > self._rows:
             self._check_rows(ids, first)
         return ids, lengths
 
@@ -111,7 +117,7 @@ class Tokenizer:
         for i, array in enumerate(ids, first):
             if array.size and array.max() >= self._rows:
                 raise InputError(
-                    f"text {i} holds the token {self._source.name(int(array.max()))} (id {array.max()}), "
+                    f"text {i} holds the token {self._encoder.name(int(array.max()))} (id {array.max()}), "
                     f"for which the embedding table of {self._rows:,} rows has none; take it out of the text"
                 )
 
@@ -120,7 +126,7 @@ class Tokenizer:
 
         As sentence-transformers counts: the prompt is tokenised alone, and a special token at its end is not its own.
         """
-        return len(self._source.encode([prompt])[0]) - bool(self.suffix)
+        return len(self._encoder.encode([prompt])[0]) - bool(self.suffix)
 
 
 def _check_unicode(i: int, text: str) -> None:
