@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -53,7 +52,6 @@ class Table:
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[Table]:
-    llvm.initialize_native_asmparser()
     made = Table(floor.peaks(1), [])
     yield made
     peaks = ", ".join(f"{made.peaks[what] / 1e9:,.0f} {unit}" for what, unit in UNITS.items())

@@ -34,7 +34,8 @@ I8, I32, I64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatTyp
 
 @dataclass(frozen=True)
 class Instruction:
-    """One step of an accumulator, as inline assembly: $0 is the accumulator, $1 and $2 the operands.
+    """One step of an accumulator, as inline assembly: $0 is the accumulator, $1 and $2 the operands. With a scratch
+    register, which is an output too and so is numbered before the inputs, $1 is that one, $2 and $3 the operands.
 
     bits          of a vector; 512 bits leave room for 24 accumulators, fewer registers for 12
     operations    of one step
@@ -50,7 +51,7 @@ class Instruction:
     scratch: int = 0
 
 
-SCRATCH = "vpmaddubsw $2, $1, $3\n vpmaddwd $1, $3, $3\n vpaddd $3, $0, $0"
+SCRATCH = "vpmaddubsw $3, $2, $1\n vpmaddwd $2, $1, $1\n vpaddd $1, $0, $0"
 INT8 = {  # by the CPU feature that it takes, best first
     "avx512vnni": Instruction("vpdpbusd 512", "vpdpbusd $2, $1, $0", "v", 512, 128, 24),
     "avxvnni": Instruction("vpdpbusd 256", "{vex} vpdpbusd $2, $1, $0", "x", 256, 64, 12),
@@ -72,6 +73,7 @@ def best(instructions: dict[str, Instruction]) -> Instruction | None:
 
 def register_loop(step: Instruction) -> Callable[[int], int]:
     """loop(count): `count` steps of each accumulator, which lie in registers; returns something of the result."""
+    llvm.initialize_native_asmparser()
     lanes = step.bits // 32
     vector = ir.VectorType(I32, lanes)
     inputs = f"{step.registers},{step.registers},0"
@@ -249,7 +251,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of measuring each shape")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    llvm.initialize_native_asmparser()
 
     result: dict[str, Any] = {"peaks": {}, "rows": []}
     names = {

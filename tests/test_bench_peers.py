@@ -54,6 +54,29 @@ def test_the_floor_counts_the_pairs_inside_the_window(bench: Any, T: int, radius
     assert bench("floor").pairs(T, radius) == near.sum()
 
 
+def test_the_int8_loops_compute_what_their_instructions_mean(bench: Any) -> None:
+    """All that this processor has, by integer arithmetic: a loop that works on wrong registers measures no peak."""
+    import llvmlite.binding as llvm
+
+    floor, features = bench("floor"), llvm.get_host_cpu_features()
+    bytes_of = (0, 0, 128, 63)  # of the operand, 0x3F800000
+    signed = (0, 0, -128, 63)
+    mixed, words = sum(a * b for a, b in zip(bytes_of, signed, strict=True)), (0, 0x3F80)
+    steps = {
+        "avx512vnni": mixed,
+        "avxvnni": mixed,
+        "avx2": mixed * words[1],  # of the two sums of pairs (vpmaddubsw) the first is 0; vpmaddwd takes words
+        "dotprod": sum(a * a for a in signed),
+    }
+    assert set(steps) == set(floor.INT8)
+    for name in steps:
+        if features.get(name):
+            step, count, expected = floor.INT8[name], 7, 0
+            for i in range(step.accumulators):
+                expected ^= (i + 1 + count * steps[name]) % 2**32
+            assert floor.register_loop(step)(count) == expected, name
+
+
 def test_the_floor_counts_every_weight_of_a_product(bench: Any, small: Path) -> None:
     """All matrices of the file but the embedding table: the trunk's for each token, the Dense heads' for each text."""
     from gemma_np import EmbeddingGemma
