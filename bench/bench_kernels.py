@@ -1,13 +1,16 @@
-"""Single kernels on one thread: checked by the tests of tests/test_kernels.py, then timed, beside the machine's peaks.
+"""Single kernels on one thread: checked by the tests of tests/test_kernels.py, then timed, with the machine's peaks.
 
     python -m pytest bench/bench_kernels.py           (extras `test` and `bench`)
 
-The shapes are the full-size model's. Times are those of the thread on its processor, so that a busy neighbour counts
-little. The table at the end, as Markdown, compares with peaks measured in the same run by floor.py: products with int8
-or float32 multiply-adds on registers, attention with float32 ones, the rest with reading memory. There a kernel may
-pass 100 %: its arrays lie in the cache.
+The shapes are the full-size model's. Times are the thread's time on its processor, so that a busy neighbour counts
+little; each of about 100 rounds takes 5 ms or more, of as many calls as that takes. The peaks are measured in the same
+run by floor.py: products are compared with int8 or float32 multiply-adds on registers, attention with float32 ones, the
+rest with reading memory. There a kernel may pass 100 %: its arrays are in the cache.
+BENCH_RESULTS names another folder than bench/results for what is measured.
 """
 
+import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,43 +29,32 @@ import test_kernels as judge
 from exported import Kernels, Record
 from gemma_np.kernels import choose, reference
 from gemma_np.kernels.plan import BLOCK, FORMATS, PLAN, SHARED_BYTES, UNPACKED
+from record import RESULTS, Result, Run
+from tables import show
 
 from gemma_np.weights.packed import pack
 
-pytestmark = pytest.mark.benchmark(timer=time.thread_time, max_time=0.5)
+pytestmark = pytest.mark.benchmark(timer=time.thread_time, min_time=0.005, max_time=0.5)
 D, F, G, H = 768, 1152, 3, 256
 ROWS = (1, 16, 64, 256)
-UNITS = {"int8": "GOP/s", "float32": "GFLOP/s", "bandwidth": "GB/s"}
 
 
 @dataclass
 class Table:
-    """What is printed at the end; peaks come first."""
+    """What is kept at the end; peaks are measured first."""
 
-    peaks: dict[str, float]
-    rows: list[str]
-
-    def add(self, name: str, what: str, amount: float, seconds: float) -> None:
-        """`amount`: operations or bytes, of the kind `what`."""
-        speed = amount / seconds
-        self.rows.append(
-            f"| {name} | {1e6 * seconds:,.1f} | {speed / 1e9:,.0f} {UNITS[what]} | {speed / self.peaks[what]:.0%} |"
-        )
+    peaks: dict[str, list[float]]
+    rows: list[Result]
 
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+    run = Run("kernels", argparse.Namespace(results=os.environ.get("BENCH_RESULTS", RESULTS), threads=1))
     made = Table(floor.peaks(1), [])
     yield made
-    peaks = ", ".join(f"{made.peaks[what] / 1e9:,.0f} {unit}" for what, unit in UNITS.items())
-    lines = [
-        f"{choose().name}, one thread; peaks {peaks}",
-        "",
-        "| kernel | µs | speed | of the peak |",
-        "|---|---|---|---|",
-    ]
+    path = run.keep(made.rows, column=choose().name, peaks=[floor.peak_row(1, made.peaks)])
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n\n" + "\n".join([*lines, *made.rows]))
+        print("\n\n" + show(path))
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +73,10 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def measure(benchmark: Any, table: Table) -> Callable[..., None]:
     def run(name: str, what: str, amount: float, call: Callable[[], None]) -> None:
+        """`amount`: operations or bytes of a call, compared with the peak `what`."""
         benchmark(call)
-        table.add(name, what, amount, benchmark.stats.stats.min)
+        microseconds = [1e6 * seconds for seconds in benchmark.stats.stats.data]
+        table.rows.append({"kernel": name, "peak": what, "amount": amount, "us": microseconds})
 
     return run
 

@@ -1,23 +1,27 @@
-"""The readable NumPy path beside PyTorch (sentence-transformers, float32): time per text, start-up, memory.
+"""The readable NumPy path and PyTorch (sentence-transformers, float32): time per text, start-up, memory.
 
-    python bench/bench_numpy.py CHECKPOINT [--tokens 16 64 256 512 2048] [--rounds 15]
+    GEMMA_NP_KERNELS=numpy python bench/bench_numpy.py CHECKPOINT [--bfloat16 CHECKPOINT] [--rounds 9] [--starts 3]
 
-Each engine lives in a process of its own (two thread pools in one would disturb each other) and they run in turn, so
-that a slow minute of the machine hits both. Needs the extra `parity`. Compare ratios; absolute times are the machine's.
+Each engine has its own process (two thread pools in one would disturb each other) and they run in turn, so that a slow
+minute of the machine hits both. --bfloat16 adds the same model from a bfloat16 file. Needs the extra `parity`.
 """
 
 import argparse
 import json
 import os
-import platform
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+from record import Result, Run, bench_parser, in_turn, log
+from tables import show
+
+TOKENS = [16, 64, 256, 512, 2048]
+OURS, THEIRS, BFLOAT16 = "gemma_np", "PyTorch", "gemma_np, bfloat16 file"
 
 
 def work(engine: str, checkpoint: str) -> None:
@@ -49,8 +53,6 @@ def work(engine: str, checkpoint: str) -> None:
 
         run(theirs.tokenize(["hello world"])["input_ids"][0].tolist())
         threads = torch.get_num_threads()
-    import resource
-
     print(json.dumps({"first": time.perf_counter() - start, "threads": threads}), flush=True)
     for line in sys.stdin:
         ids = json.loads(line)
@@ -64,9 +66,9 @@ def work(engine: str, checkpoint: str) -> None:
 class Worker:
     """One engine in its process."""
 
-    def __init__(self, engine: str, checkpoint: str) -> None:
+    def __init__(self, engine: str, checkpoint: Path) -> None:
         start = time.perf_counter()
-        command = [sys.executable, __file__, checkpoint, "--worker", engine]
+        command = [sys.executable, __file__, str(checkpoint), "--worker", engine]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.threads = self._answer()["threads"]
         self.first_vector = time.perf_counter() - start
@@ -81,50 +83,72 @@ class Worker:
         self.process.stdin.flush()
         return self._answer()
 
+    def stop(self) -> None:
+        self.process.communicate()  # the end of stdin ends it
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+
+def started(models: dict[str, Path], times: int) -> tuple[dict[str, Worker], dict[str, list[float]]]:
+    """Workers, and the seconds from the start of each process to its first vector."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    workers: dict[str, Worker] = {}
+    for number in range(times + 1):  # the first brings the files into the system's cache
+        for name in in_turn(list(models), number):
+            if name in workers:
+                workers[name].stop()
+            workers[name] = Worker("torch" if name == THEIRS else "numpy", models[name])
+            if number:
+                seconds[name].append(workers[name].first_vector)
+    return workers, seconds
+
+
+def measured(workers: dict[str, Worker], V: int, tokens: int, rounds: int, peaks: dict[str, float]) -> Result:
+    """A row: milliseconds of each engine, and cosines of the two vectors of each text."""
+    rng = np.random.default_rng(tokens)
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    cosines = []
+    for number in range(rounds + 1):  # the first is not timed
+        ids = [2, *rng.integers(256, V, tokens - 2).tolist(), 1]
+        answers = {name: workers[name].ask(ids) for name in in_turn(list(workers), number)}
+        for name, answer in answers.items():
+            peaks[name] = answer["peak_mb"]
+            if number:
+                times[name].append(answer["ms"])
+        one, two = (np.array(answers[name]["vector"]) for name in (OURS, THEIRS))
+        cosines.append(1 - float(one @ two / np.linalg.norm(one) / np.linalg.norm(two)))
+    return {"tokens": tokens, "ms": times, "1 - cosine": cosines}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="The readable NumPy path beside PyTorch.",
-        epilog="example:  python bench/bench_numpy.py CHECKPOINT --tokens 256",
-    )
-    parser.add_argument("checkpoint")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256, 512, 2048])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = bench_parser(__doc__, rounds=9, threads=None)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--bfloat16", type=Path, metavar="CHECKPOINT", help="also the model from a bfloat16 file")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--starts", type=int, default=3, help="times that each process is started; default: 3")
     parser.add_argument("--worker", choices=["numpy", "torch"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return work(arguments.worker, arguments.checkpoint)
+        return work(arguments.worker, str(arguments.checkpoint))
+    if os.environ.get("GEMMA_NP_KERNELS") != "numpy":
+        parser.error("GEMMA_NP_KERNELS=numpy is not set, and compiled kernels would run; set it")
 
-    engines = {name: Worker(name, arguments.checkpoint) for name in ("numpy", "torch")}
-    print(f"{cpu_name()}, {os.cpu_count()} cores; threads: " + str({n: e.threads for n, e in engines.items()}))
-    for name, engine in engines.items():
-        print(f"{name}: {engine.first_vector:.2f} s from process start to the first vector")
-    print(f"{'tokens':>6} {'numpy ms':>22} {'torch ms':>22} {'ratio':>6} {'1 - cosine':>10}   (best / median)")
-    rng = np.random.default_rng(0)
-    peaks = {}
+    run = Run("numpy", arguments, ("torch", "sentence-transformers"))
+    models = {OURS: arguments.checkpoint, THEIRS: arguments.checkpoint}
+    if arguments.bfloat16:
+        models[BFLOAT16] = arguments.bfloat16
+    workers, seconds = started(models, arguments.starts)
+    peaks: dict[str, float] = {}
+    V = min(200_000, json.loads((arguments.checkpoint / "config.json").read_text())["vocab_size"])
+    rows = []
     for tokens in arguments.tokens:
-        times: dict[str, list[float]] = {name: [] for name in engines}
-        for number in range(arguments.rounds):
-            ids = [2, *rng.integers(256, 200_000, tokens - 2).tolist(), 1]
-            answers = {}
-            for name in sorted(engines, reverse=bool(number % 2)):  # in both orders
-                answers[name] = engines[name].ask(ids)
-                times[name].append(answers[name]["ms"])
-                peaks[name] = answers[name]["peak_mb"]
-            one, two = (np.array(answers[name]["vector"]) for name in ("numpy", "torch"))
-            cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
-        cells = [f"{min(times[name]):.0f} / {median(times[name]):.0f}" for name in ("numpy", "torch")]
-        ratio = min(times["numpy"]) / min(times["torch"])
-        print(f"{tokens:>6} {cells[0]:>22} {cells[1]:>22} {ratio:>6.2f} {1 - cosine:>10.1e}", flush=True)
-    print("peak resident memory: " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items()))
+        log(f"{tokens} tokens")
+        rows.append(measured(workers, V, tokens, arguments.rounds, peaks))
+    for worker in workers.values():
+        worker.stop()
+    engines = [
+        {"engine": name, "first_vector_s": seconds[name], "peak_mb": peaks[name], "threads": workers[name].threads}
+        for name in models
+    ]
+    print(show(run.keep(rows, engines=engines)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""From the start of a process to a printed vector: seconds and peak memory, beside llama.cpp and ONNX Runtime.
+"""From the start of a process to a printed vector: seconds and peak memory, compared with three other engines.
 
-    python bench/bench_startup.py CHECKPOINT --work DIR [--rounds 7]
+    python bench/bench_startup.py CHECKPOINT --work DIR [--rounds 9] [--engines gemma_np]
 
 The job is one text in, 768 numbers out, the interpreter and the tokenizer included: what a script or a command line
 pays each time. Each engine reads its own files, made beforehand (ours by `gemma-np quantize`, the peers' as for
 bench_peers.py, into DIR), tokenizes by its own means, and runs in a new process, in turn, in both orders; files are in
-the system's cache and our kernels compiled. Needs the extra `peers`. A table in Markdown goes to stdout.
+the system's cache and our kernels compiled. The peers need the extra `peers`.
 """
 
 import argparse
@@ -16,10 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
-SHORT = "a short text"
-LONG = " ".join(["the quick brown fox jumps over the lazy dog"] * 29)[:-36]
+from record import Run, bench_parser, in_turn, log
+from tables import show
+
+TEXTS = {
+    "short": "a short text",
+    "256 tokens": " ".join(["the quick brown fox jumps over the lazy dog"] * 29)[:-36],
+}
 OURS = {
     "gemma_np nano": "nano",
     "gemma_np q4_0": "q4_0",
@@ -104,71 +108,80 @@ def measure(command: list[str]) -> tuple[float, float, int]:
     return seconds, used.ru_maxrss / 1024, len(numbers[0] if isinstance(numbers[0], list) else numbers)
 
 
-def commands(checkpoint: Path, work: Path, threads: int) -> dict[str, list[str]]:
+def commands(names: list[str], checkpoint: Path, work: Path, threads: int) -> dict[str, list[str]]:
     """What each engine is started with, but for the text; files that are missing are made."""
     import peer_models
 
     found = {}
     for name, format in OURS.items():
+        if name not in names:
+            continue
         model = "nano" if format == "nano" else checkpoint
         if format[0] == "q":
             model = peer_models.bundle(format)(checkpoint, work)
-        found[name] = ["gemma-np", "embed", "-m", str(model), "--threads", str(threads)]
+        gemma_np = str(Path(sys.executable).with_name("gemma-np"))
+        found[name] = [gemma_np, "embed", "-m", str(model), "--threads", str(threads)]
     makers = {
         "llama.cpp Q4_0": peer_models.gguf_q4_0,
         "llama.cpp Q8_0": peer_models.gguf_q8_0,
         "ONNX Runtime int8": peer_models.onnx_int8,
     }
     for name, job in PEERS.items():
+        if name not in names:
+            continue
         file = str(makers[name](checkpoint, work)) if name in makers else ""
         options = [str(checkpoint), "--job", job, "--file", file, "--threads", str(threads), "--text"]
         found[name] = [sys.executable, __file__, *options]
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="From the start of a process to a printed vector.")
+def parsed() -> argparse.Namespace:
+    parser = bench_parser(__doc__, rounds=9)
     parser.add_argument("checkpoint", type=Path, help="folder of a full-size checkpoint, float32")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where converted models are kept")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--engines", nargs="+", metavar="NAME", help="any part of a name; default: all")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)  # what the measured processes are told
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--text", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def bench(arguments: argparse.Namespace, checkpoint: Path) -> Path:
+    from peer_models import folder_for
+    from peers import chosen
+
+    run = Run("startup", arguments, ("llama-cpp-python", "onnxruntime", "sentence-transformers", "torch"))
+    names = chosen(arguments.engines, [*OURS, *PEERS])
+    started = commands(names, checkpoint, folder_for(checkpoint, arguments.work), arguments.threads)
+    seconds: dict[tuple[str, str], list[float]] = {(name, text): [] for name in started for text in TEXTS}
+    peaks: dict[tuple[str, str], list[float]] = {key: [] for key in seconds}
+    for number in range(arguments.rounds + 1):
+        log(f"round {number} of {arguments.rounds}")
+        for name in in_turn(list(started), number):
+            for text, words in TEXTS.items():
+                took, peak, numbers = measured([*started[name], words])
+                assert numbers in (384, 768), (name, numbers)
+                if number:  # the first brings the files into the cache
+                    seconds[name, text].append(took)
+                    peaks[name, text].append(peak)
+    return run.keep(
+        [
+            {"engine": name, "text": text, "seconds": seconds[name, text], "peak_mb": peaks[name, text]}
+            for name, text in seconds
+        ]
+    )
+
+
+def main() -> None:
+    arguments = parsed()
     checkpoint = arguments.checkpoint.resolve()
     if arguments.measure:
         print(json.dumps(measure(json.loads(arguments.measure))))
-        return
-    if arguments.job:
+    elif arguments.job:
         print(json.dumps(JOBS[arguments.job](arguments.file, str(checkpoint), arguments.text, arguments.threads)))
-        return
-
-    import peer_models
-    from bench_peers import machine
-
-    started = commands(checkpoint, peer_models.folder_for(checkpoint, arguments.work), arguments.threads)
-    seconds: dict[tuple[str, str], list[float]] = {}
-    peaks: dict[tuple[str, str], float] = {}
-    for number in range(arguments.rounds + 1):
-        for name in list(started)[:: -1 if number % 2 else 1]:
-            for text in (SHORT, LONG):
-                took, peak, numbers = measured([*started[name], text])
-                assert numbers in (384, 768), (name, numbers)
-                if number:  # the first brings the files into the cache
-                    seconds.setdefault((name, text), []).append(took)
-                    peaks[name, text] = max(peaks.get((name, text), 0), peak)
-    facts = machine()
-    print(f"{facts['cpu']} ({facts['flags']}), {arguments.threads} threads, {arguments.rounds} rounds\n")
-    print("| engine | short text, s: best / median | peak MB | 256 tokens, s: best / median | peak MB |")
-    print("|---|---|---|---|---|")
-    for name in started:
-        cells = [
-            f"{min(seconds[name, text]):.2f} / {median(seconds[name, text]):.2f} | {peaks[name, text]:.0f}"
-            for text in (SHORT, LONG)
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+    else:
+        print(show(bench(arguments, checkpoint)))
 
 
 if __name__ == "__main__":

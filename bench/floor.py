@@ -1,7 +1,9 @@
-"""What the machine allows, and how near we come: python bench/floor.py [CHECKPOINT] [--json floor.json]
+"""What the machine allows, and how near we come.
+
+    python bench/floor.py CHECKPOINT [--seconds 5]
 
 Measures, on one thread and on all, what no program can exceed: int8 multiply-adds and float32 multiply-adds with all
-operands in registers, and reading memory. Then, in the same run, our model, shape by shape, beside its floor
+operands in registers, and reading memory. Then, in the same run, our model, shape by shape, compared with its floor
 
     max(weight bytes / bandwidth, integer operations / int8 peak + attention operations / float32 peak)
 
@@ -11,15 +13,11 @@ product with the key, one with the value), float32 in every format. For float32 
 The loops are LLVM assembly inside Numba functions, so that what runs is what is meant.
 """
 
-import argparse
-import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -28,6 +26,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from record import Result, Run, bench_parser, log
+from tables import show
 
 I8, I32, I64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -72,7 +72,7 @@ def best(instructions: dict[str, Instruction]) -> Instruction | None:
 
 
 def register_loop(step: Instruction) -> Callable[[int], int]:
-    """loop(count): `count` steps of each accumulator, which lie in registers; returns something of the result."""
+    """loop(count): `count` steps of each accumulator, which are in registers; returns something of the result."""
     llvm.initialize_native_asmparser()
     lanes = step.bits // 32
     vector = ir.VectorType(I32, lanes)
@@ -133,14 +133,14 @@ def read_loop() -> Callable[[int, int], int]:
     return njit(nogil=True)(lambda address, count: read(address, count))  # type: ignore[no-any-return]
 
 
-def together(threads: int, work: Callable[[int], object], rounds: int) -> float:
-    """Seconds of the slowest of some threads that do work(number) at the same time; the best of `rounds`. By the time
+def together(threads: int, work: Callable[[int], object], rounds: int) -> list[float]:
+    """Seconds of the slowest of some threads that do work(number) at the same time, for each of `rounds`. By the time
     that the threads had the processor: a busy neighbour does not lower a peak.
 
     Each thread stays on a core of its own (Linux): new threads may begin on one core, and end before they are moved.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    best_seconds = float("inf")
+    slowest = []
     for _ in range(rounds):
         barrier = threading.Barrier(threads)
         seconds: list[float] = []
@@ -158,42 +158,50 @@ def together(threads: int, work: Callable[[int], object], rounds: int) -> float:
             worker.start()
         for worker in workers:
             worker.join()
-        best_seconds = min(best_seconds, max(seconds))
-    return best_seconds
+        slowest.append(max(seconds))
+    return slowest
 
 
-def register_peak(step: Instruction, threads: int, rounds: int = 10) -> float:
-    """Operations per second."""
+def register_peak(step: Instruction, threads: int, rounds: int = 10) -> list[float]:
+    """Operations per second, of each round."""
     loop = register_loop(step)
     loop(1)  # compiles it
 
-    def seconds(threads: int, count: int, rounds: int) -> float:
+    def seconds(threads: int, count: int, rounds: int) -> list[float]:
         return together(threads, lambda number: loop(count), rounds)
 
     count = 1000
-    while seconds(1, count, 1) < 0.03:
+    while seconds(1, count, 1)[0] < 0.03:
         count *= 2
-    return threads * count * step.accumulators * step.operations / seconds(threads, count, rounds)
+    operations = threads * count * step.accumulators * step.operations
+    return [operations / took for took in seconds(threads, count, rounds)]
 
 
-def bandwidth(threads: int, megabytes: int = 512, rounds: int = 10) -> float:
-    """Bytes per second of reading, far more than any cache holds."""
+def bandwidth(threads: int, megabytes: int = 512, rounds: int = 10) -> list[float]:
+    """Bytes per second of reading far more than any cache holds, of each round."""
     loop = read_loop()
     data = np.ones(megabytes << 20, np.uint8)
     start = data.ctypes.data + -data.ctypes.data % 64
     pieces = ((megabytes << 20) - 64) // 1024 // threads
     loop(start, 1)
     seconds = together(threads, lambda number: loop(start + number * pieces * 1024, pieces), rounds)
-    return threads * pieces * 1024 / seconds
+    return [threads * pieces * 1024 / took for took in seconds]
 
 
-def peaks(threads: int) -> dict[str, float]:
+def peaks(threads: int) -> dict[str, list[float]]:
+    """Operations or bytes per second, of each round; the best one is the peak."""
     int8, float32 = best(INT8), best(FLOAT32)
     return {
-        "int8": register_peak(int8, threads) if int8 else float("nan"),
-        "float32": register_peak(float32, threads) if float32 else float("nan"),
+        "int8": register_peak(int8, threads) if int8 else [float("nan")],
+        "float32": register_peak(float32, threads) if float32 else [float("nan")],
         "bandwidth": bandwidth(threads),
     }
+
+
+def peak_row(threads: int, found: dict[str, list[float]]) -> Result:
+    """Of a result's `peaks`: with the instructions that gave them."""
+    names = {kind: entry.name for kind, entry in (("int8", best(INT8)), ("float32", best(FLOAT32))) if entry}
+    return {"threads": threads, "instructions": names, **found}
 
 
 BYTES = {"float32": 4, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of a weight, its share of the block's scale included
@@ -242,53 +250,36 @@ def measure(model: Any, texts: int, tokens: int, seconds: float) -> list[float]:
     return times[1:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The machine's limits, and our share of them.")
-    parser.add_argument("checkpoint", nargs="?")
-    parser.add_argument("--formats", nargs="+", default=list(BYTES), choices=list(BYTES))
-    parser.add_argument("--shapes", nargs="+", default=["1x16", "1x64", "1x256", "1x2048", "32x128"], metavar="SHAPE")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=5, help="of measuring each shape")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-
-    result: dict[str, Any] = {"peaks": {}, "rows": []}
-    names = {
-        kind: entry.name if entry else "none" for kind, entry in (("int8", best(INT8)), ("float32", best(FLOAT32)))
-    }
-    print(f"| threads | int8 GOP/s ({names['int8']}) | float32 GFLOP/s ({names['float32']}) | memory GB/s |")
-    print("|---|---|---|---|")
-    for threads in sorted({1, arguments.threads}):
-        peak = result["peaks"][threads] = peaks(threads)
-        print(
-            f"| {threads} | {peak['int8'] / 1e9:,.0f} | {peak['float32'] / 1e9:,.0f} | {peak['bandwidth'] / 1e9:.1f} |"
-        )
-    if arguments.checkpoint:
-        print("\n| format | shape | best ms | median ms | reading ms | computing ms | of the floor's speed |")
-        print("|---|---|---|---|---|---|---|")
-        result["rows"] = list(shares(arguments, peak))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def shares(arguments: argparse.Namespace, peak: dict[str, float]) -> Any:
+def shares(checkpoint: str, kinds: list[str], shapes: list[str], threads: int, seconds: float, peak: Any) -> Any:
     from gemma_np import EmbeddingGemma, GemmaError
 
-    for kind in arguments.formats:
+    for kind in kinds:
         try:
-            quantization = None if kind == "float32" else kind
-            model = EmbeddingGemma(arguments.checkpoint, quantization=quantization, threads=arguments.threads)
+            model = EmbeddingGemma(checkpoint, quantization=None if kind == "float32" else kind, threads=threads)
         except GemmaError as error:
-            print(f"{kind}: {error}", file=sys.stderr)
+            log(f"{kind}: {error}")
             continue
-        for shape in arguments.shapes:
+        for shape in shapes:
+            log(f"{kind}, {shape}")
             texts, tokens = map(int, shape.split("x"))
             reading, computing = floor_ms(work_of(model, [tokens] * texts), kind, peak)
-            times = measure(model, texts, tokens, arguments.seconds)
-            share = max(reading, computing) / min(times)
-            cells = [kind, shape, f"{min(times):.1f}", f"{np.median(times):.1f}", f"{reading:.1f}", f"{computing:.1f}"]
-            print("| " + " | ".join([*cells, f"{share:.0%}"]) + " |", flush=True)
-            yield {"format": kind, "shape": shape, "reading_ms": reading, "computing_ms": computing, "times_ms": times}
+            taken = measure(model, texts, tokens, seconds)
+            yield {"format": kind, "shape": shape, "reading_ms": reading, "computing_ms": computing, "ms": taken}
+
+
+def main() -> None:
+    parser = bench_parser(__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--formats", nargs="+", default=list(BYTES), choices=list(BYTES))
+    parser.add_argument("--shapes", nargs="+", default=["1x16", "1x64", "1x256", "1x2048", "32x128"], metavar="SHAPE")
+    parser.add_argument("--seconds", type=float, default=5, help="of measuring each shape; default: 5")
+    arguments = parser.parse_args()
+    run = Run("floor", arguments)
+    limits = {threads: peaks(threads) for threads in sorted({1, arguments.threads})}
+    peak = {kind: max(rates) for kind, rates in limits[arguments.threads].items()}
+    kinds, shapes = arguments.formats, arguments.shapes
+    rows = list(shares(arguments.checkpoint, kinds, shapes, arguments.threads, arguments.seconds, peak))
+    print(show(run.keep(rows, peaks=[peak_row(*limit) for limit in limits.items()])))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What quantised weights cost: cosines of our formats, and of llama.cpp's beside them.
+"""What quantised weights cost: cosines of our formats, and llama.cpp's.
 
-    python bench/formats.py CHECKPOINT                 ours, to our float32, on 20 texts
-    python bench/formats.py CHECKPOINT --peers DIR     to a float64 pass over the same values, beside llama.cpp
+    python bench/formats.py CHECKPOINT ...             ours, to our float32, on 20 texts
+    python bench/formats.py CHECKPOINT --peers DIR     ours and llama.cpp's, to a float64 pass over the same values
 
 The first is all that a format costs. The second leaves out what the weights themselves lost: each engine is judged by a
 float64 pass (tests/reference_float64.py) over the values that its own matrices have, on token ids of 16, 64 and 256
 tokens; what remains is the rounding of activations, and the arithmetic. It needs the extra `peers`, and DIR, where
-bench_peers.py keeps converted models, or where they will be made. Tables go to stdout as Markdown.
+bench_peers.py keeps converted models, or where they will be made.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from record import Result, Run, bench_parser, log
 from safetensors.numpy import load_file
+from tables import show
 
 from gemma_np import EmbeddingGemma
 from gemma_np.config import Config, read_config
@@ -102,57 +103,61 @@ def sequences(vocabulary: int, number: int) -> dict[int, list[NDArray[np.int32]]
     }
 
 
-def against_float32(checkpoint: Path, threads: int) -> None:
+def against_float32(checkpoint: Path, threads: int) -> list[Result]:
     texts = sentences()[::2][:20]
     truth = EmbeddingGemma(checkpoint, threads=threads).encode(texts)
-    print("| format | cosine to float32, mean | lowest |\n|---|---|---|")
+    rows = []
     for quantization in QUANTIZATIONS:
+        log(f"{checkpoint.name}: {quantization}")
         found = EmbeddingGemma(checkpoint, quantization=quantization, threads=threads).encode(texts)
         cosines = np.einsum("ij,ij->i", found.astype(np.float64), truth)
-        print(f"| {quantization} | {cosines.mean():.6f} | {cosines.min():.6f} |", flush=True)
+        rows.append({"weights": checkpoint.name, "format": quantization, "cosines": cosines.tolist()})
+    return rows
 
 
-def against_float64(checkpoint: Path, work: Path, threads: int, number: int) -> None:
+def against_float64(checkpoint: Path, work: Path, threads: int, number: int) -> tuple[list[Result], list[Result]]:
+    """Cosines, and how many matrices have the same values in both engines."""
     import peers
     from peer_models import folder_for
 
     config = read_config(checkpoint)
     ids = sequences(config.V, number)
     heads = [path.name for kind, path in Reference(checkpoint).modules if kind == "Dense"]
-    print("| engine | tokens | cosine, mean | lowest |\n|---|---|---|---|")
+    rows, compared = [], []
     for ours, theirs in PAIRS.items():
         engines = {
             name: peers.NAMED[name](checkpoint, folder_for(checkpoint, work), threads) for name in (ours, theirs)
         }
         values = {ours: our_values(checkpoint, ours.split()[-1])}
         values[theirs], types = their_values(engines[theirs].file, config, heads)
-        same = sum(
-            np.array_equal(w, values[theirs][name]) for name, w in values[ours].items() if not isinstance(w, Rows)
-        )
-        print(
-            f"{theirs}: {same} of {len(values[ours]) - 1} matrices have our values; its embedding table is "
-            f"{types['embed_tokens.weight']}",
-            file=sys.stderr,
-        )
+        matrices = {name: w for name, w in values[ours].items() if not isinstance(w, Rows)}
+        same = sum(np.array_equal(w, values[theirs][name]) for name, w in matrices.items())
+        table = types["embed_tokens.weight"]
+        compared.append({"engine": theirs, "matrices": len(matrices), "same": same, "embedding table": table})
         for name, engine in engines.items():
             judge = Reference(checkpoint, values[name])
             for T, texts in ids.items():
+                log(f"{name}: {T} tokens")
                 cosines = [float(engine.embed([text])[0] @ judge.embed(text.tolist())) for text in texts]
-                print(f"| {name} | {T} | {np.mean(cosines):.6f} | {min(cosines):.6f} |", flush=True)
+                rows.append({"format": ours.split()[-1], "engine": name, "tokens": T, "cosines": cosines})
+    return rows, compared
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--peers", type=Path, metavar="DIR", help="judge by float64, beside llama.cpp; see above")
-    parser.add_argument("--sequences", type=int, default=8, help="of each length, for --peers")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = bench_parser(__doc__)
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="judge by float64, llama.cpp too; see above")
+    parser.add_argument("--sequences", type=int, default=8, help="of each length, for --peers; default: 8")
     arguments = parser.parse_args()
-    checkpoint = arguments.checkpoint.resolve()
+    checkpoints = [checkpoint.resolve() for checkpoint in arguments.checkpoints]
     if arguments.peers:
-        against_float64(checkpoint, arguments.peers, arguments.threads, arguments.sequences)
+        run = Run("formats_float64", arguments, ("llama-cpp-python", "gguf"))
+        rows, compared = against_float64(checkpoints[0], arguments.peers, arguments.threads, arguments.sequences)
+        print(show(run.keep(rows, compared=compared)))
     else:
-        against_float32(checkpoint, arguments.threads)
+        run = Run("formats", arguments)
+        rows = [row for checkpoint in checkpoints for row in against_float32(checkpoint, arguments.threads)]
+        print(show(run.keep(rows)))
 
 
 if __name__ == "__main__":

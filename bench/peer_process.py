@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import resource
-import sys
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -13,12 +12,9 @@ from typing import Any
 import numpy as np
 import peers
 from numpy.typing import NDArray
+from record import log
 
 Ids = list[NDArray[np.int32]]
-
-
-def log(*words: object) -> None:
-    print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
 
 
 class Worker:

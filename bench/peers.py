@@ -1,11 +1,11 @@
 """The engines of bench_peers.py: ours and the peers, each a small class.
 
 An engine gets token ids and gives vectors of length 1, with the batching that its users would do: texts sorted by
-length, padded in batches of 32 where the engine pads, packed one behind the other where it does not. Threads are set
-through each engine's own door; everything that is not named in `settings` is at its default.
+length, padded in batches of 32 where the engine pads, packed one after the other where it does not. Threads are set
+through each engine's own setting; everything that is not named in `settings` is at its default.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -332,3 +332,18 @@ MORE: dict[str, type[Engine]] = {  # run when they are asked for
 }
 REFERENCE = "sentence-transformers float32"
 NAMED = {**ENGINES, **MORE}
+
+
+def chosen(patterns: list[str] | None, usual: Iterable[str], more: Iterable[str] = ()) -> list[str]:
+    """Engines by any part of their names; those of `more` by their whole names. None: the usual ones."""
+    usual = list(usual)
+    if patterns is None:
+        return usual
+    names: list[str] = []
+    for pattern in patterns:
+        exact = [name for name in [*usual, *more] if name.lower() == pattern.lower()]
+        found = exact or [name for name in usual if pattern.lower() in name.lower()]
+        if not found:
+            raise SystemExit(f"no engine is called {pattern!r}; there are {', '.join([*usual, *more])}")
+        names += [name for name in found if name not in names]
+    return names

@@ -1,19 +1,16 @@
-"""Quality of a model's vectors, per Matryoshka dimension and output precision, beside other models.
+"""Quality of a model's vectors, per Matryoshka dimension and output precision, and other models'.
 
     python bench/quality.py                                   the bundled model
-    python bench/quality.py MODEL --other TEACHER --picture quality.png
-    python bench/quality.py MODEL --quantization q8_0 q4_0    also with quantised weights
+    python bench/quality.py MODEL --other TEACHER
+    python bench/quality.py MODEL --quantization q8_0 q4_0    also with quantised weights: another table
 
 STS benchmark dev sets in five languages (Spearman's rank correlation of cosines and human scores), Banking77 (accuracy
 of the nearest class centroid), Cranfield (nDCG@10 with binary relevance; a document is its title and its text). MODEL
-runs in our engine, --other models in sentence-transformers (extra `parity`). Needs the extra `bench`. The table goes to
-stdout, as Markdown.
+runs in our engine, --other models in sentence-transformers (extra `parity`). Needs the extra `bench`.
 """
 
-import argparse
 import csv
 import re
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -21,7 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from record import Result, Run, bench_parser, log
 from scipy.stats import spearmanr
+from tables import TASKS, show
 
 from gemma_np import EmbeddingGemma, output
 from gemma_np.weights.quantize import QUANTIZATIONS
@@ -31,12 +30,11 @@ Encode = Callable[[list[str], str], Array]  # texts and a prompt's name -> float
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval"
 LANGUAGES = ("en", "de", "es", "fr", "zh")
-COLUMNS = (*(f"STS {language}" for language in LANGUAGES), "Banking77", "Cranfield")
 PRECISIONS = ("float32", "int8", "binary")
 
 
 def vectors_as(vectors: Array, dim: int, precision: str) -> Array:
-    """Cut to dim, brought to length 1, and what is left of it in the codes of a precision: float32 [n, dim]."""
+    """Cut to dim, brought to length 1, rounded to the codes of a precision: float32 [n, dim]."""
     cut = output.truncate(unit(vectors), dim, normalized=True, normalize=True)
     if precision == "binary":
         bits = np.unpackbits(output.quantize(cut, "ubinary", None, normalized=True), axis=1, count=dim)
@@ -132,7 +130,7 @@ def ours(model: str | None, quantization: str | None = None) -> tuple[str, Encod
     known, name = engine.prompts, f"{engine.folder.name} {quantization or ''}".strip()
 
     def encode(texts: list[str], prompt: str) -> Array:
-        print(f"{name}: {len(texts)} texts", file=sys.stderr)
+        log(f"{name}: {len(texts)} texts")
         return np.asarray(engine.encode(texts, prompt_name=prompt if prompt in known else None))
 
     return name, encode, matryoshka(engine.get_embedding_dimension())
@@ -146,7 +144,7 @@ def theirs(model: str) -> tuple[str, Encode, list[int]]:
     known = engine.prompts
 
     def encode(texts: list[str], prompt: str) -> Array:
-        print(f"{model}: {len(texts)} texts", file=sys.stderr)
+        log(f"{model}: {len(texts)} texts")
         return np.asarray(engine.encode(texts, prompt_name=prompt if known.get(prompt) else None))
 
     name = f"{Path(model).name} (sentence-transformers)"
@@ -159,57 +157,17 @@ def matryoshka(dim: int | None) -> list[int]:
     return [dim, *(k for k in (512, 256, 128, 64) if k < dim)]
 
 
-def table(rows: list[tuple[str, int, str, dict[str, float]]]) -> str:
-    lines = [f"| model | dim | precision | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for name, dim, precision, scores in rows:
-        cells = " | ".join(f"{scores[column]:.3f}" for column in COLUMNS)
-        lines.append(f"| {name} | {dim} | {precision} | {cells} |")
-    return "\n".join(lines)
-
-
-def draw(rows: list[tuple[str, int, str, dict[str, float]]], path: Path) -> None:
-    """One panel per task: quality against dimension, a line per model and precision."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, 4, figsize=(14, 6.5), layout="constrained")
-    names = list(dict.fromkeys(name for name, *_ in rows))
-    styles = dict(zip(PRECISIONS, ("-", "--", ":"), strict=True))
-    for panel, column in zip(panels.flat, COLUMNS, strict=False):
-        for index, name in enumerate(names):
-            for precision in PRECISIONS:
-                points = sorted((dim, scores[column]) for n, dim, p, scores in rows if (n, p) == (name, precision))
-                label = f"{name}, {precision}"
-                panel.plot(*zip(*points, strict=True), styles[precision], marker=".", color=f"C{index}", label=label)
-        panel.set(title=column, xscale="log")
-        dims = sorted({dim for _, dim, *_ in rows})
-        panel.set_xticks(dims, [str(dim) for dim in dims])
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
-    for panel in panels[:, 0]:
-        panel.set_ylabel("score")
-    for panel in panels[-1]:
-        panel.set_xlabel("dimension")
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    last = panels.flat[-1]
-    last.axis("off")
-    last.legend(handles, labels, loc="center", fontsize="small")
-    figure.savefig(path, dpi=110)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = bench_parser(__doc__, threads=None)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids; none: the bundled model")
     parser.add_argument("--other", action="append", default=[], metavar="MODEL", help="run by sentence-transformers")
     parser.add_argument("--quantization", nargs="+", default=[], choices=QUANTIZATIONS, help="of MODELs' weights, too")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="with stsb/, banking77/ and cranfield/")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw quality against dimension")
     arguments = parser.parse_args()
     if not (arguments.data / "stsb").is_dir():
         parser.error(f"{arguments.data} has no folder stsb; give the folder of the evaluation data with --data DIR")
-    rows = []
+    run = Run("quality_weights" if arguments.quantization else "quality", arguments, ("sentence-transformers", "torch"))
+    rows: list[Result] = []
     loads: list[Callable[[], tuple[str, Encode, list[int]]]] = []
     for model in arguments.models or [None]:
         loads += [partial(ours, model, quantization) for quantization in (None, *arguments.quantization)]
@@ -218,12 +176,10 @@ def main() -> int:
         found = dict(tasks(arguments.data, encode))
         for dim in dims:
             for precision in PRECISIONS:
-                rows.append((name, dim, precision, {task: found[task].score(dim, precision) for task in COLUMNS}))
-    print(table(rows))
-    if arguments.picture:
-        draw(rows, arguments.picture)
-    return 0
+                scores = {task: found[task].score(dim, precision) for task in TASKS}
+                rows.append({"model": name, "dim": dim, "precision": precision, "scores": scores})
+    print(show(run.keep(rows)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

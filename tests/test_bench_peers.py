@@ -1,27 +1,15 @@
-"""The benches beside the peers and the machine's floor: they count, draw and report what they say. Nothing is timed."""
+"""The benches of the peers and of the machine's floor: they count and report what they say. Nothing is timed."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import test_bench_results as results
 
 from gemma_np.weights.quantize import QUANTIZATIONS
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a file of bench/ by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
+bench = results.bench
 
 
 def test_every_batch_has_texts_that_no_other_had(bench: Any) -> None:
@@ -96,31 +84,33 @@ def test_the_report_compares_like_with_like(bench: Any) -> None:
     engines = {"ours": (True, True), "ours q": (True, False), "peer": (False, True), "peer q": (False, False)}
     times = {"ours": 40.0, "ours q": 10.0, "peer": 60.0, "peer q": 25.0}
     facts = {"settings": {}, "file_mb": 1, "load_s": 1, "loaded_peak_mb": 1, "versions": "v", "dense_heads": "yes"}
+    cosines = {"peak_mb": 1, "cosines": [1.0, 0.5]}
     result = {
-        "machine": dict.fromkeys(("cpu", "flags", "cores", "memory_gb", "system", "commit", "date"), "x"),
-        "threads": 2,
-        "rounds": 1,
-        "engines": {name: {"ours": mine, "float32": exact, **facts} for name, (mine, exact) in engines.items()},
-        "refused": {"other": "no such instruction"},
+        **results.facts(threads=2, rounds=1),
+        "engines": [
+            {"engine": name, "ours": mine, "float32": exact, **facts} for name, (mine, exact) in engines.items()
+        ],
+        "refused": [{"engine": "other", "reason": "no such instruction"}],
         "rows": [
-            {
-                "shape": "1x16",
-                "engine": name,
-                "best_ms": ms,
-                "median_ms": ms,
-                "cosine_mean": 1.0,
-                "cosine_min": 1.0,
-                "peak_mb": 1,
-                "tokens": 16,
-            }
+            {"shape": "1x16", "engine": name, "tokens": 16, "ms": [ms, ms + 4, ms + 1, ms + 2, ms + 3], **cosines}
             for name, ms in times.items()
         ],
     }
     text = bench("peer_report").report(result)
-    assert "| peer | 60.0 | 60.0 | 1.50 |" in text
-    assert "| peer q | 25.0 | 25.0 | 2.50 |" in text
-    assert "| 1 text of 16 tokens | any | ours q | 10.0 (1.0000) | peer q | 25.0 (1.0000) | 0.40 |" in text
+    assert "| peer | 60.0 | 62.0 | 61.0 to 63.0 | 1.50 | 0.750000 | 0.500000 | 1 |" in text
+    assert "| peer q | 25.0 | 27.0 | 26.0 to 28.0 | 2.50 |" in text
+    assert "| 1 text of 16 tokens | any | ours q | 10.0 (0.7500) | peer q | 25.0 (0.7500) | 0.40 |" in text
     assert "refused: no such instruction" in text
+
+
+def test_engines_are_chosen_by_any_part_of_their_names(bench: Any) -> None:
+    chosen = bench("peers").chosen
+    usual, more = ["gemma_np q8_0", "llama.cpp Q8_0", "OpenVINO int8"], ["OpenVINO int8, f32 hint"]
+    assert chosen(None, usual, more) == usual
+    assert chosen(["q8_0"], usual, more) == usual[:2]
+    assert chosen(["openvino int8, F32 hint", "llama"], usual, more) == [more[0], usual[1]]
+    with pytest.raises(SystemExit, match="no engine is called 'torch'"):
+        chosen(["torch"], usual, more)
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
