@@ -137,7 +137,7 @@ def together(threads: int, work: Callable[[int], object], rounds: int) -> list[f
     """Seconds of the slowest of some threads that do work(number) at the same time, for each of `rounds`. By the time
     that the threads had the processor: a busy neighbour does not lower a peak.
 
-    Each thread stays on a core of its own (Linux): new threads may begin on one core, and end before they are moved.
+    Each thread is kept on one core (Linux): new threads may start on the same core, and end before they are moved.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     slowest = []

@@ -1,7 +1,7 @@
 """Each peer's own file format, made from our checkpoint: ONNX, OpenVINO, GGUF. Used by bench_peers.py.
 
 Every maker takes the checkpoint's folder and the folder of converted models, and returns the file that the peer loads.
-A file is made once and appears only when it is complete; making one runs in a process of its own, so that no engine's
+A file is made once and appears only when it is complete; it is made in another process, so that no engine's
 memory shows what its conversion needed. What the peers run is trunk, mean pooling, Dense heads and length 1, as
 sentence-transformers has them.
 """

@@ -56,7 +56,7 @@ class Worker:
 
 
 def convert(name: str, checkpoint: Path, work: Path) -> None:
-    """In a process of its own."""
+    """Runs in another process, so that its memory is not the engine's."""
     os.dup2(2, 1)  # stdout is for the tables
     peers.NAMED[name].convert(checkpoint, work)
 

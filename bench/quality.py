@@ -83,7 +83,7 @@ class Cranfield:
     """225 questions on aerodynamics and 1,400 abstracts.
 
     Relevant are the documents judged 1 (a complete answer) to 4 (of minimum interest), all alike. -1, which the scale
-    does not have, stands once per question, last in its list; as in trec_eval, what is not positive is not relevant.
+    does not have, occurs once per question, last in its list; as in trec_eval, what is not positive is not relevant.
     """
 
     def __init__(self, folder: Path, encode: Encode) -> None:

@@ -127,7 +127,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def bench_parser(doc: str | None, *, rounds: int | None = None, threads: int | None = 2) -> argparse.ArgumentParser:
-    """A bench's options, those that all have among them."""
+    """A parser with the options that all benches have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: bench/results")
     if threads is not None:
