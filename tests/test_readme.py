@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-CLI = "gemma_np.cli"  # the module of main, parsed and parser
+CLI = "gemma_np.cli.main"  # the module of main, parsed and parser
 IN_BLOCKS = re.findall(r"^    (gemma-np .*)$", README, re.MULTILINE)
 IN_SENTENCES = re.findall(r"`(gemma-np [^`]*)`", README)
 
