@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from .attention import attend
+from .barrier import draw, meet
 from .plan import LAYER, MATRIX, PLAN, POSITIONS
 from .products import geglu_product, matrix_field, product, row_bytes
 from .rows import add_norm_row, norm_rotate, norm_row, put_row
 from .simd import get_float, get_int, kernel, load, record, set_float, splat, store, zeros
-from .threads import draw, meet
 
 LAYER_BYTES, MATRIX_BYTES = 8 * len(LAYER), 8 * len(MATRIX)
 KEY_PANEL_FLOATS = 32

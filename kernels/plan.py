@@ -16,7 +16,7 @@ PLAN = names("""
     heads head_table head_a head_b pooled
 """)
 """threads      how many run the pass
-shared       threads.SHARED_BYTES, zeroed once, when it is allocated
+shared       SHARED_BYTES, zeroed once, when it is allocated
 scratch      scratch_bytes for each thread
 ones         float32 1s, a tile's rows of them
 stop_layer   the pass ends after step `stop_step` of this layer; -1: it does not
@@ -88,7 +88,7 @@ PANEL = 64  # outputs of a product that are computed together
 BLOCK = 256  # rows of a product that are computed together
 POSITIONS = 16  # of queries that attend together, at most: a cache line holds as many numbers of keys
 MAX_TEXTS = 256  # of a pass
-SHARED_BYTES = 256  # what threads see of each other, see threads.py
+SHARED_BYTES = 256  # what threads see of each other, see barrier.py
 
 FORMATS = ("f32", "q8_0", "q4_0")
 

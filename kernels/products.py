@@ -7,10 +7,10 @@ A block's rows pass a panel while the panel is in the first cache; every panel i
 import os
 from typing import Any
 
+from .barrier import draw
 from .plan import ACTIVATIONS, BLOCK, FORMATS, GROUP, MATRIX, PANEL, UNPACKED
 from .rows import geglu_row
 from .simd import kernel, record
-from .threads import draw
 from .tiles import (
     BLOCK_BYTES,
     FEW,

@@ -55,16 +55,14 @@ EXPORTED = {
 
 def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """For build.py: the kernels, and small ones around functions of vectors, with their types."""
-    from gemma_np.kernels import attention, products, rows, simd, threads, tiles
-    from gemma_np.kernels.build import build
-    from gemma_np.kernels.forward import forward
+    from gemma_np.kernels import attention, barrier, build, forward, products, rows, simd, tiles
     from gemma_np.kernels.simd import get_half, kernel, load, set_float, set_int, store
     from numba import types
 
     exp, gelu, inverse_rms = rows.exp, rows.gelu_tanh, rows.inverse_rms
     norm_row, norm_rotate, row_bytes = rows.norm_row, rows.norm_rotate, products.row_bytes
     tile_floats = tiles.tile_floats
-    draw, meet = threads.draw, threads.meet
+    draw, meet = barrier.draw, barrier.meet
 
     @kernel
     def exp_row(x: int, n: int, out: int) -> None:
