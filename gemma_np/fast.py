@@ -63,9 +63,9 @@ class Fast:
     def __init__(
         self, column: kernels.Column, weights: Weights, config: Config, modules: Modules, threads: int | None
     ) -> None:
-        from gemma_np.kernels import cache, team
+        from gemma_np.kernels import cache, cores
 
-        self.column, self.threads = column, threads or team.usable_cores()
+        self.column, self.threads = column, threads or cores.usable_cores()
         self._weights, self._config = weights, config
         leading = leading_heads(modules)
         self._heads = [packed(weights.dense[head.name].weight) for head in leading]

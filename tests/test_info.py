@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma_np.kernels.team import usable_cores
+from gemma_np.kernels.cores import usable_cores
 from safetensors.numpy import load_file, save_file
 
 from gemma_np import EmbeddingGemma, GemmaError, kernels

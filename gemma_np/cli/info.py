@@ -19,7 +19,7 @@ from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.checkpoint.source import Settings
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
-from gemma_np.kernels.team import usable_cores
+from gemma_np.kernels.cores import usable_cores
 from gemma_np.modules import Dense, Modules
 from gemma_np.opening import open_source
 from gemma_np.pipeline import chosen
