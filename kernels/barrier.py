@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 
 from .simd import I32, atomic_add, atomic_get, atomic_set, emit_call, instruction, kernel
-from .tiles import COLUMN
+from .target import COLUMN
 
 ARRIVED, GENERATION, TICKET, IMPATIENCE = 0, 64, 128, 192  # bytes into the shared memory
 # A fifth of a millisecond to one, by the processor's idea of a pause: longer than idle cores keep each other waiting.

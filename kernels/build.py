@@ -7,7 +7,6 @@ Numba makes LLVM's code of every kernel; here they become one module in which th
 optimised as a whole, so that nothing of Python's or Numba's libraries is left: the object asks for the C library alone.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 import llvmlite.binding as llvm
 from numba import types
 
-from .cache import ENCODE, FORWARD
-from .columns import BY_NAME, Column
+from .columns import Column
+from .plan import ENCODE, FORWARD
+from .target import COLUMN
 
 Entries = Mapping[str, tuple[Any, tuple[Any, ...]]]  # the name in the object -> a kernel and its arguments' types
 LLVM_NAMES = {types.int64: "i64", types.float32: "float"}
@@ -78,11 +78,11 @@ def optimise(module: Any, entries: Entries, machine: Any) -> Any:
 
 
 def build(entries: Entries) -> bytes:
-    """The object code of some kernels for this machine, in the column that the environment names."""
+    """The object code of some kernels for this machine, in the column of target.py."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     triple = llvm.get_process_triple()
-    machine = machine_of(BY_NAME[os.environ["GEMMA_NP_BUILD"]], triple)
+    machine = machine_of(COLUMN, triple)
     code: bytes = machine.emit_object(optimise(join(entries, machine, triple), entries, machine))
     return code
 

@@ -32,9 +32,9 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from .columns import Column
+from .plan import ENCODE, FORWARD
 
 log = logging.getLogger("gemma_np")
-FORWARD, ENCODE = "gemma_np_forward", "gemma_np_encode"  # the entries' names in an object
 TIME_LIMIT = 900  # seconds for a compilation, a hundred times what it takes: a compiler that hangs must end
 
 

@@ -91,6 +91,7 @@ MAX_TEXTS = 256  # of a pass
 SHARED_BYTES = 256  # what threads see of each other, see barrier.py
 
 FORMATS = ("f32", "q8_0", "q4_0")
+FORWARD, ENCODE = "gemma_np_forward", "gemma_np_encode"  # the entries' names in an object
 
 # A layer's steps, named after what they leave behind.
 STEPS = ("input_layernorm", "qkv", "rotated", "attention", "o_proj", "pre_feedforward_layernorm", "geglu", "down_proj")

@@ -4,13 +4,13 @@ A block's rows pass a panel while the panel is in the first cache; every panel i
 (a block and a panel) are drawn by the threads as they come; who computes an item does not change its result.
 """
 
-import os
 from typing import Any
 
 from .barrier import draw
-from .plan import ACTIVATIONS, BLOCK, FORMATS, GROUP, MATRIX, PANEL, UNPACKED
+from .plan import ACTIVATIONS, BLOCK, GROUP, MATRIX, PANEL, UNPACKED
 from .rows import geglu_row
 from .simd import kernel, record
+from .target import WITH_F32, WITH_Q4_0, WITH_Q8_0
 from .tiles import (
     BLOCK_BYTES,
     FEW,
@@ -34,8 +34,6 @@ SMALL = 4 * FEW  # up to here all tiles are small, so that there are enough of t
 DEPTH = 192  # inputs of a float32 product at a time: half of the rounding error of one sum, for 1 % of the time
 
 matrix_field, _ = record(MATRIX)
-_formats = os.environ.get("GEMMA_NP_BUILD_FORMATS", "f32 q8_0 q4_0").split()
-WITH_F32, WITH_Q8_0, WITH_Q4_0 = (name in _formats for name in FORMATS)
 
 
 @kernel

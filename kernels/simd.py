@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import config
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from .target import EMULATED
+
 LANES = 16
-EMULATED = bool(config.DISABLE_JIT)
 
 I8, I32, I64, F16, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
 BYTES = ir.VectorType(I8, 4 * LANES)

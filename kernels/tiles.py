@@ -12,7 +12,6 @@ Bytes are multiplied by the column's own instruction (`dot`); a row's sums are a
 shape, so a row's result does not depend on its neighbours.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,6 @@ from llvmlite import ir
 from numba import types
 
 from . import simd
-from .columns import BY_NAME
 from .plan import ACTIVATIONS, GROUP
 from .simd import (
     BYTES,
@@ -49,8 +47,8 @@ from .simd import (
     set_float,
     set_int32,
 )
+from .target import COLUMN
 
-COLUMN = BY_NAME["plain" if simd.EMULATED else os.environ.get("GEMMA_NP_BUILD", "plain")]
 ROWS, VECTORS = COLUMN.tile
 FEW = COLUMN.few
 FLOAT_ROWS, FLOAT_VECTORS = COLUMN.floats

@@ -11,6 +11,7 @@ import pytest
 from gemma_np.kernels import simd
 from gemma_np.kernels.engine import Engine, LayerArrays, Pass
 from gemma_np.kernels.forward import forward
+from gemma_np.kernels.target import EMULATED
 
 from gemma_np import model
 from gemma_np.arrays import AnyArray, Float32
@@ -114,7 +115,7 @@ class Case:
 
 @pytest.fixture(autouse=True)
 def emulated() -> None:
-    assert simd.EMULATED, "needs NUMBA_DISABLE_JIT=1"
+    assert EMULATED, "needs NUMBA_DISABLE_JIT=1"
 
 
 # Root mean squares, relative. Some hundred roundings to float32, or activations rounded to int8, by up to 1/254 of a

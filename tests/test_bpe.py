@@ -23,7 +23,7 @@ import pytest
 import tokenizers
 from gemma_np.kernels import cache, choose
 from gemma_np.kernels.columns import BY_NAME
-from gemma_np.kernels.plan import HASH_BASE, HASH_PRIME
+from gemma_np.kernels.plan import ENCODE, HASH_BASE, HASH_PRIME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
@@ -42,8 +42,8 @@ WAYS = ["emulated"] if EMULATED else [*COMPILED, "python"]
 Run = Callable[[int], None] | None
 
 COMPILE = """
-import sys; from pathlib import Path; from gemma_np.kernels import build, cache
-Path(sys.argv[1]).write_bytes(build.build({cache.ENCODE: build.product()[cache.ENCODE]}))
+import sys; from pathlib import Path; from gemma_np.kernels import build, plan
+Path(sys.argv[1]).write_bytes(build.build({plan.ENCODE: build.product()[plan.ENCODE]}))
 """
 
 
@@ -67,8 +67,8 @@ def run(request: pytest.FixtureRequest, objects: dict[str, Any]) -> Run:
 
     process, folder = objects[request.param]
     assert process.wait() == 0
-    places = cache.places(Path(folder.name, "encode.o").read_bytes(), [cache.ENCODE])
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(places[cache.ENCODE])
+    places = cache.places(Path(folder.name, "encode.o").read_bytes(), [ENCODE])
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(places[ENCODE])
 
 
 class Checked(Encoder):

@@ -14,8 +14,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import pytest
-from gemma_np.kernels import cache
-from gemma_np.kernels.columns import BY_NAME
+from gemma_np.kernels import BY_NAME, cache
+from gemma_np.kernels.plan import ENCODE, FORWARD
 
 from gemma_np import EmbeddingGemma, GemmaWarning, kernels
 
@@ -147,8 +147,8 @@ def foreign() -> bytes:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     triple = "aarch64-linux-gnu" if COLUMN is None or "aarch64" not in COLUMN.machine else "x86_64-linux-gnu"
-    text = f'target triple="{triple}"\ndefine void @{cache.FORWARD}(i64 %a, i64 %b) {{ ret void }}'
-    text += f"\ndefine void @{cache.ENCODE}(i64 %a) {{ ret void }}"
+    text = f'target triple="{triple}"\ndefine void @{FORWARD}(i64 %a, i64 %b) {{ ret void }}'
+    text += f"\ndefine void @{ENCODE}(i64 %a) {{ ret void }}"
     code: bytes = llvm.Target.from_triple(triple).create_target_machine().emit_object(llvm.parse_assembly(text))
     return code
 

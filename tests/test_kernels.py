@@ -20,9 +20,9 @@ import exported
 import numpy as np
 import pytest
 from exported import Kernels, Record
-from gemma_np.kernels import cache, lacking, reference
-from gemma_np.kernels.columns import BY_NAME, COLUMNS
-from gemma_np.kernels.plan import FORMATS, MATRIX, PLAN, UNPACKED
+from gemma_np.kernels import COLUMNS, lacking, reference
+from gemma_np.kernels.columns import BY_NAME
+from gemma_np.kernels.plan import ENCODE, FORMATS, FORWARD, MATRIX, PLAN, UNPACKED
 
 from gemma_np.arrays import AnyArray
 from gemma_np.weights.packed import Packed, pack
@@ -104,7 +104,7 @@ def test_objects_ask_for_nothing_but_the_c_library(kernels: Kernels) -> None:
     code = kernels.code
     assert exported.undefined(code) <= C_LIBRARY | MATHS
     assert "usleep" in exported.undefined(code), "else the symbols were not read"
-    for name in (*exported.EXPORTED, cache.FORWARD, cache.ENCODE, "PyErr_Format"):
+    for name in (*exported.EXPORTED, FORWARD, ENCODE, "PyErr_Format"):
         assert (name.encode() in code) == (name != "PyErr_Format"), name
 
 
