@@ -71,7 +71,7 @@ class Fast:
         self._heads = [packed(weights.dense[head.name].weight) for head in leading]
         self._rest = modules.heads[len(leading) :]
         self._full_dim = modules.dense[-1].outputs if modules.dense else config.D
-        self.compiled = cache.load(column, formats_of(weights))
+        self.compiled = cache.kernels_for(column, formats_of(weights))
         self._growing = threading.Lock()
         self._engine = self._made(max(PASS_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 

@@ -68,7 +68,7 @@ class Pipeline:
         """The kernels for these weights. If they cannot be compiled, NumPy takes over and a warning says why."""
         if self.column is None:
             return None
-        from gemma_np.kernels.cache import BuildError
+        from gemma_np.kernels.objects import BuildError
 
         try:
             return Fast(self.column, self.weights, self.config, self.modules, self.threads)

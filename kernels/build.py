@@ -1,7 +1,7 @@
 """Compile kernels for one column to an object file, in a process of its own: Numba and its memory stay out of the
 program that uses them.
 
-    python -m gemma_np.kernels.build OUT.o       cache.py sets the environment: column, formats, Numba's processor
+    python -m gemma_np.kernels.build OUT.o       compiling.py sets the environment: column, formats, Numba's processor
 
 Numba makes LLVM's code of every kernel; here they become one module in which the entries alone are visible. It is
 optimised as a whole, so that nothing of Python's or Numba's libraries is left: the object asks for the C library alone.

@@ -6,55 +6,31 @@ cache, and a file under another's name is not taken for it. Files are written be
 compile at once do each other no harm.
 """
 
-import ctypes
 import errno
 import hashlib
 import logging
 import os
 import platform
-import re
-import signal
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import llvmlite
-import llvmlite.binding as llvm
 
 from .columns import Column
-from .plan import ENCODE, FORWARD
+from .compiling import compiled
+from .objects import BuildError, Compiled, opened
 
 log = logging.getLogger("gemma_np")
-TIME_LIMIT = 900  # seconds for a compilation, a hundred times what it takes: a compiler that hangs must end
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """The entries of a loaded object. They leave the GIL free while they run.
-
-    forward  a pass, by plan and thread, see forward.py
-    encode   a text's token ids, by call, see bpe.py
-    """
-
-    forward: Callable[[int, int], None]
-    encode: Callable[[int], None]
-
 
 _loaded: dict[tuple[str, tuple[str, ...]], Compiled] = {}
-
-
-class BuildError(Exception):
-    """Kernels cannot be compiled or loaded here; the message says why."""
 
 
 def folder() -> Path:
@@ -97,7 +73,7 @@ def path_of(column: Column, formats: Sequence[str]) -> Path:
     return folder() / f"{column.name}-{'-'.join(formats)}-{digest()}.o"
 
 
-def load(column: Column, formats: tuple[str, ...]) -> Compiled:
+def kernels_for(column: Column, formats: tuple[str, ...]) -> Compiled:
     """The kernels for a column and some formats, compiled if need be. Raises BuildError."""
     with _loading:
         if (column.name, formats) not in _loaded:
@@ -127,7 +103,7 @@ def _cached(column: Column, formats: Sequence[str]) -> Compiled | None:
     if code is None:
         return None
     try:
-        return _entered(code)
+        return opened(code)
     except BuildError as error:
         log.warning("%s: %s; kernels are compiled again", path, error)
         return None
@@ -137,8 +113,8 @@ def _compiled(column: Column, formats: Sequence[str]) -> Compiled:
     digest()  # tells whether Numba is there
     _say(f"compiling kernels for this machine ({column.name}, {', '.join(formats)}), once; some seconds")
     started = time.monotonic()
-    code = _compile(column, formats)
-    entries = _entered(code)
+    code = compiled(column, formats)
+    entries = opened(code)
     took = f"compiled in {time.monotonic() - started:.1f} s"
     try:
         path = path_of(column, formats)
@@ -200,122 +176,6 @@ def _keep(path: Path, code: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
-
-
-def _compile(column: Column, formats: Sequence[str]) -> bytes:
-    """Compile in a process of its own, see build.py: one that knows this one's packages and none of its settings."""
-    code = f"import sys; sys.path += sys.argv[2:]; from {__package__}.build import main; sys.exit(main())"
-    with tempfile.TemporaryDirectory() as made:
-        out = Path(made) / "kernels.o"
-        try:
-            done = subprocess.run(
-                [_python(), "-P", "-S", "-c", code, str(out), *_places()],
-                cwd=made,  # where no file of the user's is taken for a module or for Numba's settings
-                env=environment(column, formats) | {"PYTHONPATH": ""},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=TIME_LIMIT,
-            )
-        except OSError as error:
-            raise BuildError(f"the compiler did not start: {error}") from None
-        except subprocess.TimeoutExpired:
-            raise BuildError(f"kernels do not compile: not done after {TIME_LIMIT} s") from None
-        if done.returncode < 0:
-            raise BuildError(f"kernels do not compile: the compiler was ended by {_signal_name(-done.returncode)}")
-        if done.returncode != 0 or not out.is_file():
-            reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            raise BuildError(f"kernels do not compile: {reason}")
-        return out.read_bytes()
-
-
-def environment(column: Column, formats: Sequence[str]) -> dict[str, str]:
-    """What a process that compiles for a column must be started with: the user's settings of Python and Numba are not
-    for it."""
-    ours = ("PYTHON", "NUMBA_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    kept |= {name: os.environ[name] for name in ("PYTHONHOME", "PYTHONPYCACHEPREFIX") if name in os.environ}
-    return kept | {
-        "GEMMA_NP_BUILD": column.name,
-        "GEMMA_NP_BUILD_FORMATS": " ".join(formats),
-        "NUMBA_CPU_NAME": column.cpu or _plain_cpu(),
-        "NUMBA_CPU_FEATURES": column.features,
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        # build.py optimises all at once; before that, only plain loops gain (a quarter), for a third of the time.
-        "NUMBA_OPT": "0" if column.dot else "3",
-    }
-
-
-def _python() -> str:
-    """The interpreter. A program that embeds Python, or is frozen, is none: started again, it would work again."""
-    own = sys.executable or ""
-    if getattr(sys, "frozen", False):
-        raise BuildError(f"{own} is a frozen program, and kernels are compiled by a Python interpreter")
-    if re.match(r"(python|pypy)[\w.]*$", os.path.basename(own), re.IGNORECASE):
-        return own
-    named = Path(sys.exec_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-    if not named.is_file():
-        raise BuildError(f"sys.executable = {sys.executable!r} is no Python interpreter, which compiles kernels")
-    return str(named)
-
-
-def _places() -> list[str]:
-    """The folders of the packages that the compiler needs. They come behind the standard library: that a module of the
-    user's beside them is called `types` or `random` does no harm."""
-    found = []
-    for package in (__package__.partition(".")[0], "numba", "llvmlite", "numpy"):
-        spec = find_spec(package)
-        if spec is None or not spec.origin:
-            raise BuildError(f"{package} is not installed")
-        found.append(str(Path(spec.origin).absolute().parents[1]))
-    return list(dict.fromkeys(found))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _plain_cpu() -> str:
-    """What every processor of this machine's kind has."""
-    return "x86-64" if platform.machine() in ("x86_64", "AMD64") else "generic"
-
-
-def _entered(code: bytes) -> Compiled:
-    """Object code -> what it holds, to be called."""
-    found = places(code, [FORWARD, ENCODE])
-    forward = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(found[FORWARD])
-    return Compiled(forward, ctypes.CFUNCTYPE(None, ctypes.c_int64)(found[ENCODE]))
-
-
-def places(code: bytes, names: Sequence[str]) -> dict[str, int]:
-    """Object code, made ready to run -> the addresses of its entries."""
-    try:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine()
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        if _kind(code) != _kind(machine.emit_object(llvm.parse_assembly(""))):
-            raise BuildError("compiled kernels do not load: they are for another processor or system")
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        found = {name: engine.get_function_address(name) for name in names}
-    except (RuntimeError, OSError) as error:
-        raise BuildError(f"compiled kernels do not load: {error}") from None
-    if not all(found.values()):
-        raise BuildError("compiled kernels have no entry")
-    engine.detach()  # never freed: a pass may still run while the interpreter ends
-    return found
-
-
-def _kind(code: bytes) -> bytes:
-    """What an object is for: class, byte order and machine of ELF; the processor of Mach-O; the machine of COFF."""
-    if code[:4] == b"\x7fELF":
-        return code[:7] + code[18:20]
-    return code[:8] if code[:4] == b"\xcf\xfa\xed\xfe" else code[:2]
 
 
 def _say(what: str) -> None:

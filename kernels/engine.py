@@ -99,7 +99,7 @@ def unfit(D: int, F: int, layers: Sequence[tuple[int, int, int]], heads: Sequenc
 class Engine:
     """A model, ready to run.
 
-    run         the compiled forward pass, see cache.Compiled
+    run         the compiled forward pass, see objects.Compiled
     layers      all layers
     norm, eps   of the last norm
     heads       the Dense heads that run here, without bias or activation; none: the result is the mean

@@ -1,6 +1,6 @@
 """Compiles kernels of the Arm column on a machine of another kind, for test_arm.py, in a process of its own.
 
-    python tests/arm.py OUT        with the environment of cache.environment; writes OUT.o and OUT.s
+    python tests/arm.py OUT        with the environment of compiling.environment; writes OUT.o and OUT.s
 
 Numba compiles each kernel for this machine first, which knows no Arm instruction: until all is joined, those are called
 by names that mean nothing.

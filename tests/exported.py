@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gemma_np.kernels import cache
+from gemma_np.kernels import compiling, objects
 from gemma_np.kernels.columns import Column
 from gemma_np.kernels.plan import FORMATS
 
@@ -135,7 +135,7 @@ def start(column: Column) -> tuple[Any, Any]:
     """Begin to compile; two columns may do so side by side."""
     folder = tempfile.TemporaryDirectory()
     command = [sys.executable, "-P", __file__, f"{folder.name}/kernels.o"]
-    environment = cache.environment(column, FORMATS)
+    environment = compiling.environment(column, FORMATS)
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True), folder
 
 
@@ -245,7 +245,7 @@ def callables(code: bytes) -> Mapping[str, Any]:
     kinds: dict[str, Any] = {"i": ctypes.c_int64, "f": ctypes.c_float}
     return {
         name: ctypes.CFUNCTYPE(None, *(kinds[kind] for kind in EXPORTED[name]))(place)
-        for name, place in cache.places(code, list(EXPORTED)).items()
+        for name, place in objects.places(code, list(EXPORTED)).items()
     }
 
 

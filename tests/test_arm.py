@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import qemu
 from exported import EXPORTED, undefined
-from gemma_np.kernels import cache
+from gemma_np.kernels import compiling
 from gemma_np.kernels.columns import BY_NAME
 from gemma_np.kernels.plan import FORMATS
 
@@ -22,7 +22,7 @@ TESTS = Path(__file__).parent
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUT.o and OUT.s. Numba's own code for this machine is thrown away; AVX2 lets it read float16."""
     out = tmp_path_factory.mktemp("arm") / "kernels"
-    environment = cache.environment(BY_NAME["neon"], FORMATS)
+    environment = compiling.environment(BY_NAME["neon"], FORMATS)
     if platform.machine() in BY_NAME["avx2"].machine:
         environment |= {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-P", str(TESTS / "arm.py"), str(out)]

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from gemma_np.kernels import cache, choose
+from gemma_np.kernels import choose, compiling
 from gemma_np.kernels.columns import BY_NAME
+from gemma_np.kernels.objects import places
 from gemma_np.kernels.plan import ENCODE, HASH_BASE, HASH_PRIME
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,7 @@ def objects() -> dict[str, Any]:
     for name in () if EMULATED else COMPILED:
         folder = tempfile.TemporaryDirectory()
         command = [sys.executable, "-P", "-c", COMPILE, f"{folder.name}/encode.o"]
-        started[name] = subprocess.Popen(command, env=cache.environment(BY_NAME[name], ("f32",))), folder
+        started[name] = subprocess.Popen(command, env=compiling.environment(BY_NAME[name], ("f32",))), folder
     return started
 
 
@@ -67,8 +68,8 @@ def run(request: pytest.FixtureRequest, objects: dict[str, Any]) -> Run:
 
     process, folder = objects[request.param]
     assert process.wait() == 0
-    places = cache.places(Path(folder.name, "encode.o").read_bytes(), [ENCODE])
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(places[ENCODE])
+    found = places(Path(folder.name, "encode.o").read_bytes(), [ENCODE])
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(found[ENCODE])
 
 
 class Checked(Encoder):

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import pytest
 from gemma_np.kernels import BY_NAME, cache
-from gemma_np.kernels.plan import ENCODE, FORWARD
+from test_objects import foreign
 
 from gemma_np import EmbeddingGemma, GemmaWarning, kernels
 
@@ -131,7 +130,7 @@ def test_an_object_for_another_processor_is_compiled_again(
     assert COLUMN is not None
     monkeypatch.setenv("GEMMA_NP_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "_loaded", {})
-    monkeypatch.setattr(cache, "_compile", lambda *_: foreign())
+    monkeypatch.setattr(cache, "compiled", lambda *_: foreign())
     cache._keep(cache.path_of(COLUMN, FORMATS), foreign())
     with pytest.warns(GemmaWarning, match="they are for another processor.*NumPy computes instead") as caught:
         model = EmbeddingGemma(small, quantization="q8_0")
@@ -140,17 +139,6 @@ def test_an_object_for_another_processor_is_compiled_again(
     assert model.fast is None
     assert "another processor" in model.why_not
     assert model.encode("a text").shape == (model.full_dim,)
-
-
-def foreign() -> bytes:
-    """An object with the right entries for a processor that this one is not."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    triple = "aarch64-linux-gnu" if COLUMN is None or "aarch64" not in COLUMN.machine else "x86_64-linux-gnu"
-    text = f'target triple="{triple}"\ndefine void @{FORWARD}(i64 %a, i64 %b) {{ ret void }}'
-    text += f"\ndefine void @{ENCODE}(i64 %a) {{ ret void }}"
-    code: bytes = llvm.Target.from_triple(triple).create_target_machine().emit_object(llvm.parse_assembly(text))
-    return code
 
 
 def test_the_name_tells_column_formats_source_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -200,12 +188,12 @@ def as_if_compiled(
 ) -> Callable[[], str]:
     """Loads kernels in this process, where compiling costs nothing: what is said."""
     code = next(made[0].glob("*.o")).read_bytes().partition(b"\n")[2]
-    monkeypatch.setattr(cache, "_compile", lambda *_: code)
+    monkeypatch.setattr(cache, "compiled", lambda *_: code)
     monkeypatch.setattr(cache, "_loaded", {})
 
     def load() -> str:
         assert COLUMN is not None
-        entries = cache.load(COLUMN, FORMATS)
+        entries = cache.kernels_for(COLUMN, FORMATS)
         assert callable(entries.forward)
         assert callable(entries.encode)
         return capsys.readouterr().err
@@ -287,9 +275,6 @@ def test_without_stderr_nothing_is_said_on_stdout(
     assert capsys.readouterr().out == ""
 
 
-# ---- the compiler's process
-
-
 def test_the_users_settings_and_modules_do_not_reach_the_compiler(
     run: Program, tmp_path: Path, made: tuple[Path, str]
 ) -> None:
@@ -312,122 +297,3 @@ def test_the_users_settings_and_modules_do_not_reach_the_compiler(
     assert "kept in" in err
     (file,) = Path(folder).iterdir()
     assert file.read_bytes() == next(made[0].glob("*.o")).read_bytes()
-
-
-FAILURES = {
-    "None": (lambda: None, "sys.executable = None is no Python interpreter"),
-    "empty": (lambda: "", "sys.executable = '' is no Python interpreter"),
-    "a host": (lambda: "/usr/bin/blender", "is no Python interpreter"),
-    "lost": (lambda: "/nowhere/python3", "the compiler did not start"),
-}
-
-
-@pytest.mark.parametrize("kind", FAILURES)
-def test_without_an_interpreter_numpy_computes_and_says_why(
-    kind: str, small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    executable, why = FAILURES[kind]
-    monkeypatch.setattr(sys, "executable", executable())
-    monkeypatch.setattr(sys, "exec_prefix", str(tmp_path))
-    check_numpy_takes_over(small, monkeypatch, tmp_path, why)
-
-
-def test_an_embedded_python_finds_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/usr/bin/blender")
-    monkeypatch.setattr(sys, "exec_prefix", sys.base_exec_prefix)
-    assert Path(cache._python()).name.startswith("python3.")
-
-
-def test_a_frozen_program_is_not_started_again(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    check_numpy_takes_over(small, monkeypatch, tmp_path, "is a frozen program")
-
-
-@pytest.mark.parametrize(
-    ("script", "why"),
-    [
-        ("kill -9 $$", "the compiler was ended by SIGKILL"),
-        ("echo 'MemoryError: no room' >&2; exit 1", "kernels do not compile: MemoryError: no room"),
-        ("exit 3", "kernels do not compile: status 3"),
-        ("exit 0", "kernels do not compile: status 0"),
-        ("sleep 60", "not done after 1 s"),
-    ],
-)
-@pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell to play the compiler")
-def test_a_compiler_that_fails_is_one_warning_with_the_reason(
-    script: str, why: str, small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake = tmp_path / "python3"
-    fake.write_text(f"#!/bin/sh\n{script}\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
-    monkeypatch.setattr(cache, "TIME_LIMIT", 1 if "sleep" in script else 60)
-    check_numpy_takes_over(small, monkeypatch, tmp_path, why)
-
-
-@pytest.mark.parametrize("package", ["numba", "numpy"])
-def test_a_missing_package_is_named(package: str, small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    find = cache.find_spec
-    monkeypatch.setattr(cache, "find_spec", lambda name: None if name == package else find(name))
-    check_numpy_takes_over(small, monkeypatch, tmp_path, f"{package} is not installed")
-
-
-def test_numba_without_a_version_is_missing(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def lost(package: str) -> str:
-        raise cache.PackageNotFoundError(package)
-
-    monkeypatch.setattr(cache, "version", lost)
-    cache.digest.cache_clear()
-    try:
-        check_numpy_takes_over(small, monkeypatch, tmp_path, "numba is not installed")
-    finally:
-        cache.digest.cache_clear()
-
-
-def check_numpy_takes_over(small: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, why: str) -> None:
-    monkeypatch.setenv("GEMMA_NP_CACHE", str(folder / "cache"))
-    monkeypatch.setattr(cache, "_loaded", {})
-    with pytest.warns(GemmaWarning) as caught:
-        model = EmbeddingGemma(small, quantization="q8_0")
-    (warning,) = caught
-    assert why in str(warning.message)
-    assert str(warning.message).endswith("; NumPy computes instead, more slowly")
-    assert model.fast is None
-    assert model.encode("a text").shape == (model.full_dim,)
-    assert not (folder / "cache").exists()
-
-
-# ---- which column
-
-
-def test_a_column_is_forced_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plain", " Plain "):
-        monkeypatch.setenv("GEMMA_NP_KERNELS", name)
-        assert kernels.choose().column is BY_NAME["plain"]
-    monkeypatch.setenv("GEMMA_NP_KERNELS", "numpy")
-    assert kernels.choose() == kernels.Choice(None, "GEMMA_NP_KERNELS asks for it")
-    monkeypatch.setenv("GEMMA_NP_KERNELS", "")
-    assert kernels.choose().column is COLUMN
-
-
-@pytest.mark.parametrize(("wish", "why"), [("avx3", "there is no such column"), ("other", "this processor lacks ")])
-def test_a_column_that_cannot_run_is_one_warning_with_the_choices(
-    wish: str, why: str, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert COLUMN is not None
-    impossible = "neon" if COLUMN.name != "neon" else "avx2"
-    monkeypatch.setenv("GEMMA_NP_KERNELS", impossible if wish == "other" else wish)
-    with pytest.warns(GemmaWarning, match=why) as caught:
-        model = EmbeddingGemma(small, quantization="q8_0")
-    (warning,) = caught
-    assert f"expected one of {COLUMN.name}, " in str(warning.message)
-    assert str(warning.message).endswith("plain, numpy")
-    assert model.column is COLUMN
-
-
-def test_without_llvmlite_numpy_computes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
-    choice = kernels.choose()
-    assert choice.column is None
-    assert "llvmlite, which loads compiled kernels, cannot be imported" in choice.reason
-    assert EmbeddingGemma(small, quantization="q8_0").encode("a text").shape == (64,)

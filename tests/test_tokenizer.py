@@ -406,7 +406,7 @@ def gemma(request: pytest.FixtureRequest, shared: Path, gemma_pieces: Pieces) ->
     if request.param == "json":
         return Tokenizer(folder, config)
     column = kernels.choose().column
-    return Tokenizer(folder, config, gemma_pieces, cache.load(column, ("q8_0",)).encode if column else None)
+    return Tokenizer(folder, config, gemma_pieces, cache.kernels_for(column, ("q8_0",)).encode if column else None)
 
 
 @pytest.mark.parametrize(

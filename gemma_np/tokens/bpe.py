@@ -88,7 +88,7 @@ def merged(text: bytes, pieces: Pieces) -> list[int]:
 class Encoder:
     """Texts -> ids, compiled where there is something compiled.
 
-    run   the kernel, see kernels/cache.py; None: `meaning`, some fifty times as slow
+    run   the kernel, see kernels/objects.py; None: `meaning`, some fifty times as slow
     """
 
     def __init__(self, pieces: Pieces, run: Callable[[int], None] | None) -> None:
