@@ -124,10 +124,11 @@ class Engine:
         widest = max([D, *(head.shape[0] for head in heads)])
         rows = max_tokens + PADDING
         inputs = max(max(at.qkv.shape[1], at.o.shape[1], at.gate_up.shape[1]) for at in layers)
-        quantized = all(at.qkv.format != "f32" for at in layers)
+        matrices = [*heads, *(matrix for at in layers for matrix in (at.qkv, at.o, at.gate_up, at.down))]
+        quantized = all(matrix.format != "f32" for matrix in matrices)
         row = (lambda n: n // 32 * ACTIVATIONS) if quantized else (lambda n: 4 * n)
         slots = max_tokens + 63 * MAX_TEXTS
-        self._slots = slots
+        self.fewest_heads = min(at.K for at in layers)
         attention = max((3 + 64 + at.H) * (POSITIONS * at.N // at.K + PADDING) for at in layers)
         deepest = max(inputs, widest, *(at.down.shape[1] for at in layers))
         scratch = -(-max(UNPACKED * deepest + 4 * (BLOCK + PADDING) * PANEL, 4 * attention) // 4096) * 4096
@@ -246,17 +247,13 @@ class Pass:
         self.texts = np.ascontiguousarray(np.stack([starts, tokens, slots, np.minimum(skips, tokens)], axis=1))
         position = np.arange(len(embeddings)) - np.repeat(starts, tokens)
         self.tokens = np.ascontiguousarray(np.stack([position, position + np.repeat(slots, tokens)], axis=1))
-        K = int(engine._kept[0][0].K)
-        # Where there are fewer blocks of queries than threads, they are halved.
-        size = POSITIONS if K * (-(-tokens // POSITIONS)).sum() >= engine.threads else POSITIONS // 2
+        # Where some layer has fewer blocks of queries than threads, they are halved.
+        size = POSITIONS if engine.fewest_heads * (-(-tokens // POSITIONS)).sum() >= engine.threads else POSITIONS // 2
         blocks = -(-tokens // size)
         text = np.repeat(np.arange(len(tokens)), blocks)
         first = (np.arange(len(text)) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * size
         stop = np.minimum(first + size, tokens[text])
-        head = np.repeat(np.arange(K), len(text))
-        self.blocks = np.ascontiguousarray(
-            np.stack([np.tile(text, K), head, np.tile(first, K), np.tile(stop, K)], axis=1)
-        )
+        self.blocks = np.ascontiguousarray(np.stack([text, first, stop], axis=1))
         self.slots = int(room.sum())
         self._hidden = hidden
 

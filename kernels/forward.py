@@ -104,8 +104,9 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
     meet(shared, threads)
     if stop and stop_step == 1:
         return
+    blocks = plan_field(plan, "blocks")
     item = draw(shared, 1)
-    while item < plan_field(plan, "blocks"):
+    while item < K * blocks:
         rotate_block(plan, layer, item, scratch)
         item = draw(shared, 1)
     meet(shared, threads)
@@ -115,10 +116,10 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
     rounded = matrix_field(o_proj, "rounded")
     row, part = row_bytes(K * G * H, rounded), row_bytes(G * H, rounded)
     item = draw(shared, 1)
-    while item < plan_field(plan, "blocks"):
-        place = plan_field(plan, "block_table") + 32 * item
+    while item < K * blocks:
+        k, place = item // blocks, plan_field(plan, "block_table") + 24 * (item % blocks)
         text = plan_field(plan, "text_table") + 32 * get_int(place)
-        k, first, slot = get_int(place + 8), get_int(text), get_int(text + 16)
+        first, slot = get_int(text), get_int(text + 16)
         attend(
             q + (k * T + first) * G * H * 4,
             keys + (k * slots + slot) * H * 4,
@@ -126,8 +127,8 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
             get_int(text + 8),
             G,
             H,
+            get_int(place + 8),
             get_int(place + 16),
-            get_int(place + 24),
             layer_field(layer, "radius"),
             scratch,
             a + first * row + k * part,
@@ -146,12 +147,13 @@ def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_st
 def rotate_block(plan: int, layer: int, item: int, scratch: int) -> None:
     """rotate_token for 16 positions, whose keys fill cache lines that no other thread writes: those that a block of the
     table begins with, if it begins at a multiple of 16."""
-    place = plan_field(plan, "block_table") + 32 * item
-    text, start = plan_field(plan, "text_table") + 32 * get_int(place), get_int(place + 16)
+    blocks = plan_field(plan, "blocks")
+    k, place = item // blocks, plan_field(plan, "block_table") + 24 * (item % blocks)
+    text, start = plan_field(plan, "text_table") + 32 * get_int(place), get_int(place + 8)
     first, tokens = get_int(text), get_int(text + 8)
     if start % POSITIONS == 0:
         for t in range(first + start, first + min(start + POSITIONS, tokens)):
-            rotate_token(plan, layer, t, get_int(place + 8), scratch)
+            rotate_token(plan, layer, t, k, scratch)
 
 
 @kernel

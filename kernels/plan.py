@@ -24,7 +24,8 @@ layers       L records of LAYER
 norm, eps    of the last norm; the norms' weights here are 1 + the checkpoint's, eps is a float32's bits
 token_table  [T, 2]: the token's position in its text, its slot among the keys
 text_table   [B, 4]: first token, tokens, first slot (a multiple of 64), first token of the mean
-block_table  [blocks, 4]: text, key/value head, first position of the queries, the one behind the last
+block_table  [blocks, 3]: text, first position of its queries, the position after the last. With a layer's K key/value
+             heads there are K * blocks items to compute: item k * blocks + i is block i of head k
 x            float32 [T, D], embeddings scaled by sqrt(D): the residual stream, overwritten
 a, b         activations as the products read them, see rows.put_group
 qkv          float32 [T, (N + 2K) H]

@@ -120,9 +120,6 @@ class Reference:
             if config.get(key):
                 raise ValueError(f"{transformer}: config.json: {key} = {config[key]} is not in this reference")
         self.D: int = config["hidden_size"]
-        self.N: int = config["num_attention_heads"]
-        self.K: int = config["num_key_value_heads"]
-        self.H: int = config.get("head_dim", 256)
         self.eps: float = config.get("rms_norm_eps", 1e-6)
         self.scale = 1.0 / math.sqrt(config.get("query_pre_attn_scalar", 256))
         self.reach = furthest_neighbour(config.get("sliding_window", 4096))
@@ -196,7 +193,8 @@ class Reference:
 
     def attention(self, x: Float64, w: dict[str, Float64], allowed: npt.NDArray[np.bool_], theta: float) -> Float64:
         """[T, D] -> [T, D], what the attention adds to the residual. Key/value head n // (N/K) serves query head n."""
-        T, N, K, H = len(x), self.N, self.K, self.H
+        T, H = len(x), len(w["self_attn.q_norm"])  # layers may differ in heads, which no config.json says: shapes do
+        N, K = len(w["self_attn.q_proj"]) // H, len(w["self_attn.k_proj"]) // H
         h = rms_norm(x, w["input_layernorm"], self.eps)
         q = (h @ w["self_attn.q_proj"].T).reshape(T, N, H)
         k = (h @ w["self_attn.k_proj"].T).reshape(T, K, H)

@@ -17,13 +17,17 @@ from gemma_np.kernels.plan import STEPS
 from gemma_np.kernels.reference import ROUNDED, numbers_of
 from make_checkpoint import make_checkpoint
 from reference_float64 import Reference
+from safetensors.numpy import save_file
 from sentences import sentences
 from zoo import TEXTS, ZOO
 
 from gemma_np import EmbeddingGemma, model
 from gemma_np.arrays import AnyArray, Float32, Int32
 from gemma_np.fast import Fast
+from gemma_np.files.safetensors import open_safetensors
 from gemma_np.ops import attend, rope_table, rotate
+from gemma_np.weights.loading import load_weights
+from gemma_np.weights.names import trunk_shapes
 from gemma_np.weights.packed import Packed
 from gemma_np.weights.quantize import QUANTIZATIONS
 
@@ -44,17 +48,37 @@ def on_numpy(source: str | Path, quantization: str | None = None) -> EmbeddingGe
         return EmbeddingGemma(source, quantization=quantization)
 
 
+HEADS = [(2, 1, 32), (6, 2, 32), (4, 4, 64), (8, 1, 64), (1, 1, 64), (4, 2, 96)]  # N, K, H of each layer
+
+
+def uneven(ours: EmbeddingGemma, folder: Path) -> EmbeddingGemma:
+    """The same model with random layers of other shapes: no config.json says such a thing, a Config does."""
+    assert ours.fast is not None
+    layers = [dataclasses.replace(at, N=N, K=K, H=H) for at, (N, K, H) in zip(ours.config.layers, HEADS, strict=True)]
+    ours.config, rng = dataclasses.replace(ours.config, layers=tuple(layers)), np.random.default_rng(0)
+    tensors = {
+        name: (rng.standard_normal(shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 0.3)).astype(np.float32)
+        for name, shape in trunk_shapes(ours.config).items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    stored = {**ours.source.tensors, **open_safetensors(folder / "model.safetensors")}
+    ours.weights = load_weights(stored, ours.config, ours.modules, ours.quantization, packed=True)
+    ours.fast = Fast(ours.fast.column, ours.weights, ours.config, ours.modules, ours.threads)
+    return ours
+
+
 @pytest.fixture(scope="module")
-def opened(small: Path, nano_float: Path) -> Callable[..., EmbeddingGemma]:
-    """Models on kernels, opened once: `small`, or nano in float32."""
+def opened(small: Path, nano_float: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EmbeddingGemma]:
+    """Models on kernels, opened once: `small`, nano in float32, or one whose layers differ in heads."""
     kept: dict[Any, EmbeddingGemma] = {}
 
     def open_(name: str = "small", quantization: str | None = None, threads: int | None = None) -> EmbeddingGemma:
         key = name, quantization, threads
         if key not in kept:
-            source = small if name == "small" else nano_float
-            kept[key] = EmbeddingGemma(source, quantization=quantization, threads=threads)
-            assert kept[key].fast is not None, kept[key].why_not
+            source = nano_float if name == "nano" else small
+            made = EmbeddingGemma(source, quantization=quantization, threads=threads)
+            assert made.fast is not None, made.why_not
+            kept[key] = uneven(made, tmp_path_factory.mktemp("uneven")) if name == "uneven" else made
         return kept[key]
 
     return open_
@@ -125,7 +149,7 @@ STEP_TOLERANCE = {None: 1e-5, "q8_0": 0.06, "q4_0": 0.06, "mixed": 0.06}
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
-@pytest.mark.parametrize("name", ["small", "nano"])
+@pytest.mark.parametrize("name", ["small", "nano", "uneven"])
 def test_every_step_of_every_layer_is_model_py_s(
     opened: Callable[..., EmbeddingGemma], name: str, quantization: str | None
 ) -> None:
@@ -170,7 +194,7 @@ def exact_weights(ours: EmbeddingGemma) -> dict[str, Any]:
         def __getitem__(self, ids: list[int]) -> Float32:
             return table.rows(np.array(ids))
 
-    weights: dict[str, Any] = {"embed_tokens.weight": Rows()}
+    weights: dict[str, Any] = {"embed_tokens.weight": Rows(), "norm.weight": ours.weights.norm}
     for i, layer in enumerate(ours.weights.layers):
         for field, array in vars(layer).items():
             if field in ("qkv", "gate_up"):
@@ -239,11 +263,26 @@ def test_rounded_activations_cost_nano_next_to_nothing(
     assert min(cosines) >= 0.9995, f"{sentences()[int(np.argmin(cosines))][:50]!r}: {min(cosines)}"
 
 
+@pytest.mark.parametrize("quantization", FORMATS)
+@pytest.mark.parametrize("T", [1, 16, 65, 300])
+def test_layers_may_differ_in_heads(opened: Callable[..., EmbeddingGemma], T: int, quantization: str | None) -> None:
+    ours = opened("uneven", quantization)
+    ids = random_ids(ours, T)
+    truth = Reference(ours.folder, exact_weights(ours)).embed(ids.tolist())
+    found = ours.embed_ids([ids])[0]
+    model_py = model.embed(ids, ours.weights, ours.config, ours.modules)
+    assert np.abs(model_py - truth).max() <= 2e-6, f"model.py is off by {np.abs(model_py - truth).max():.1e}"
+    if quantization is None:
+        assert np.abs(found - truth).max() <= 2e-6, f"off by {np.abs(found - truth).max():.1e}"
+    else:
+        assert found @ truth >= COSINE[quantization], f"cosine {found @ truth:.6f}"
+
+
 # ---- the same bits
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
-@pytest.mark.parametrize("name", ["small", "nano"])
+@pytest.mark.parametrize("name", ["small", "nano", "uneven"])
 def test_a_text_has_the_same_bits_in_any_company_at_any_thread_count(
     opened: Callable[..., EmbeddingGemma], name: str, quantization: str | None
 ) -> None:
