@@ -46,10 +46,10 @@ def split(ids: Sequence[Int32]) -> Iterator[slice]:
 
 def unfit(config: Config, modules: Modules) -> str | None:
     """Why the kernels cannot take a model of these sizes, or None."""
-    from gemma_np.kernels.engine import unfit as sizes
+    from gemma_np.kernels.workspace import unfit_sizes
 
     layers = [(layer.N, layer.K, layer.H) for layer in config.layers]
-    return sizes(config.D, config.F, layers, [(head.inputs, head.outputs) for head in leading_heads(modules)])
+    return unfit_sizes(config.D, config.F, layers, [(head.inputs, head.outputs) for head in leading_heads(modules)])
 
 
 class Fast:
@@ -76,36 +76,24 @@ class Fast:
         self._engine = self._made(max(PASS_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 
     def _made(self, max_tokens: int) -> "kernels.engine.Engine":
-        from gemma_np.kernels.engine import Engine, LayerArrays
+        from gemma_np.kernels.engine import Engine
+        from gemma_np.kernels.plan import MATRICES, NORMS
+        from gemma_np.kernels.workspace import LayerParts
 
         thetas = {(layer.H, layer.theta) for layer in self._config.layers}
         ropes = {}
         for H, theta in thetas:
             cos, sin = rope_table(max_tokens, H, theta)  # each angle stands there twice
             ropes[H, theta] = np.ascontiguousarray(cos[:, : H // 2]), np.ascontiguousarray(sin[:, : H // 2])
-        layers = []
-        for layer, w in zip(self._config.layers, self._weights.layers, strict=True):
-            layers.append(
-                LayerArrays(
-                    qkv=packed(w.qkv),
-                    o=packed(w.o_proj),
-                    gate_up=packed(w.gate_up),
-                    down=packed(w.down_proj),
-                    input_layernorm=1 + w.input_layernorm,
-                    post_attention_layernorm=1 + w.post_attention_layernorm,
-                    pre_feedforward_layernorm=1 + w.pre_feedforward_layernorm,
-                    post_feedforward_layernorm=1 + w.post_feedforward_layernorm,
-                    q_norm=1 + w.q_norm,
-                    k_norm=1 + w.k_norm,
-                    N=layer.N,
-                    K=layer.K,
-                    H=layer.H,
-                    radius=layer.radius,
-                    scale=layer.scale,
-                    eps=layer.eps,
-                    rope=ropes[layer.H, layer.theta],
-                )
+        layers = [
+            LayerParts(
+                at=layer,
+                matrices={name: packed(getattr(w, name)) for name in MATRICES},
+                norms={name: 1 + getattr(w, name) for name in NORMS},
+                rope=ropes[layer.H, layer.theta],
             )
+            for layer, w in zip(self._config.layers, self._weights.layers, strict=True)
+        ]
         eps = self._config.layers[-1].eps
         return Engine(self.compiled.forward, layers, 1 + self._weights.norm, eps, self._heads, max_tokens, self.threads)
 

@@ -1,99 +1,21 @@
 """The door to the fast path: a model's matrices and norms once, then texts' embeddings in and vectors out.
 
-It knows arrays, not files. A matrix is anything with `format`, `shape`, `codes` and `scales` as in
-gemma_np.weights.packed.
+It knows arrays, not files. workspace.py says what a model brings.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import (
-    ACTIVATIONS,
-    BLOCK,
-    FORMATS,
-    LAYER,
-    MATRIX,
-    MAX_TEXTS,
-    PANEL,
-    PLAN,
-    POSITIONS,
-    SHARED_BYTES,
-    STEPS,
-    UNPACKED,
-)
+from .plan import FORMATS, LAYER, MATRICES, MATRIX, MAX_TEXTS, NORMS, PLAN, POSITIONS, STEPS
 from .team import TEAM
+from .workspace import Float32, LayerParts, Matrix, workspace
 
-Float32 = NDArray[np.float32]
 Run = Callable[[int, int], None]
 
 LINE = 64  # bytes; all arrays begin at a multiple
-PADDING = 8  # rows behind every array of activations: tiles are computed whole
-
-
-class Matrix(Protocol):
-    """Weights as the kernels read them."""
-
-    @property
-    def format(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def codes(self) -> NDArray[Any]: ...
-    @property
-    def scales(self) -> NDArray[np.float16] | None: ...
-
-
-@dataclass(frozen=True)
-class LayerArrays:
-    """One layer. Norms are 1 + the checkpoint's weights, float32.
-
-    qkv      q_proj, k_proj and v_proj below each other: [(N + 2K) H, D]
-    gate_up  16 rows of gate_proj and 16 of up_proj in turn: [2F, D]
-    radius   how far attention reaches; None: to every token
-    rope     cosines and sines, float32 [max_tokens, H / 2] each
-    """
-
-    qkv: Matrix
-    o: Matrix
-    gate_up: Matrix
-    down: Matrix
-    input_layernorm: Float32
-    post_attention_layernorm: Float32
-    pre_feedforward_layernorm: Float32
-    post_feedforward_layernorm: Float32
-    q_norm: Float32
-    k_norm: Float32
-    N: int
-    K: int
-    H: int
-    radius: int | None
-    scale: float
-    eps: float
-    rope: tuple[Float32, Float32]
-
-
-def unfit(D: int, F: int, layers: Sequence[tuple[int, int, int]], heads: Sequence[tuple[int, int]]) -> str | None:
-    """Why the tiles cannot take a model of these sizes, or None: layers are (N, K, H), heads are (inputs, outputs)."""
-    wrong = []
-    if D % 64:
-        wrong.append(f"hidden_size {D} is no multiple of 64")
-    if F % 32:
-        wrong.append(f"intermediate_size {F} is no multiple of 32")
-    for N, K, H in dict.fromkeys(layers):
-        if H % 32:
-            wrong.append(f"head_dim {H} is no multiple of 32")
-        if (N + 2 * K) * H % 64:
-            wrong.append(f"query, key and value heads are {(N + 2 * K) * H} wide, no multiple of 64")
-        if N // K > 8:
-            wrong.append(f"{N // K} query heads share a key/value head, more than 8")
-    for inputs, outputs in heads:
-        if inputs % 32 or outputs % 64:
-            wrong.append(f"a Dense head is {inputs} to {outputs}, no multiples of 32 and 64")
-    return "; ".join(wrong) or None
 
 
 class Engine:
@@ -110,7 +32,7 @@ class Engine:
     def __init__(
         self,
         run: Run,
-        layers: Sequence[LayerArrays],
+        layers: Sequence[LayerParts],
         norm: Float32,
         eps: float,
         heads: Sequence[Matrix],
@@ -119,56 +41,30 @@ class Engine:
     ) -> None:
         self._run, self.threads, self.max_tokens = run, threads, max_tokens
         self._kept: list[Any] = [layers, norm, heads]  # the plan holds addresses: their arrays must live
-        D = len(norm)
-        self.dim = heads[-1].shape[0] if heads else D
-        widest = max([D, *(head.shape[0] for head in heads)])
-        rows = max_tokens + PADDING
-        inputs = max(max(at.qkv.shape[1], at.o.shape[1], at.gate_up.shape[1]) for at in layers)
-        matrices = [*heads, *(matrix for at in layers for matrix in (at.qkv, at.o, at.gate_up, at.down))]
-        quantized = all(matrix.format != "f32" for matrix in matrices)
-        row = (lambda n: n // 32 * ACTIVATIONS) if quantized else (lambda n: 4 * n)
-        slots = max_tokens + 63 * MAX_TEXTS
-        self.fewest_heads = min(at.K for at in layers)
-        attention = max((3 + 64 + at.H) * (POSITIONS * at.N // at.K + PADDING) for at in layers)
-        deepest = max(inputs, widest, *(at.down.shape[1] for at in layers))
-        scratch = -(-max(UNPACKED * deepest + 4 * (BLOCK + PADDING) * PANEL, 4 * attention) // 4096) * 4096
-        self._x = self._room(rows * D, np.float32).reshape(rows, D)
-        self._arrays = {
-            "shared": self._room(SHARED_BYTES, np.uint8),
-            "scratch": self._room(scratch * threads, np.uint8),
-            "ones": self._room(64, np.float32),
-            "x": self._x,
-            "a": self._room(rows * row(inputs), np.uint8),
-            "b": self._room(rows * row(max(at.down.shape[1] for at in layers)), np.uint8),
-            "qkv": self._room(rows * max(at.qkv.shape[0] for at in layers), np.float32),
-            "q": self._room(rows * max(at.N * at.H for at in layers), np.float32),
-            "keys": self._room(slots * max(at.K * at.H for at in layers), np.float32),
-            "values": self._room(rows * max(at.K * at.H for at in layers), np.float32),
-            "h": self._room(rows * D, np.float32),
-            "head_a": self._room((MAX_TEXTS + PADDING) * row(widest), np.uint8),
-            "head_b": self._room((MAX_TEXTS + PADDING) * widest, np.float32),
-            "pooled": self._room((MAX_TEXTS + PADDING) * widest, np.float32),
-        }
+        self.D, self.dim = len(norm), heads[-1].shape[0] if heads else len(norm)
+        self.fewest_heads = min(layer.at.K for layer in layers)
+        sizes = workspace(layers, self.D, heads, max_tokens, threads)
+        self._arrays = {name: _room(size, dtype) for name, (size, dtype) in sizes.items()}
         self._arrays["ones"][:] = 1
-        numbers = {name: array.ctypes.data for name, array in self._arrays.items()}
-        numbers |= {
-            "threads": threads,
-            "scratch_bytes": scratch,
-            "L": len(layers),
-            "D": D,
-            "layers": self._address(np.concatenate([self._layer(at) for at in layers])),
-            "norm": self._address(norm),
-            "eps": _bits(eps),
-            "heads": len(heads),
-            "head_table": self._address(np.array([n for head in heads for n in self._matrix(head)], np.int64)),
-        }
-        self._plan = np.array([numbers.get(name, 0) for name in PLAN], np.int64)
+        self._vectors = self._arrays["head_b" if len(heads) % 2 else "pooled"]
+        self._plan = np.zeros(len(PLAN), np.int64)
+        self._write(
+            **{name: array.ctypes.data for name, array in self._arrays.items()},
+            threads=threads,
+            scratch_bytes=sizes["scratch"][0] // threads,
+            L=len(layers),
+            D=self.D,
+            layers=self._address(np.concatenate([self._layer(layer) for layer in layers])),
+            norm=self._address(norm),
+            eps=_bits(eps),
+            heads=len(heads),
+            head_table=self._address(np.array([n for head in heads for n in self._matrix(head)], np.int64)),
+        )
+        self.stop_after()
 
-    def _room(self, size: int, dtype: Any) -> NDArray[Any]:
-        """Zeros, of which only touched pages count as memory, at a multiple of LINE."""
-        raw = np.zeros(size * np.dtype(dtype).itemsize + LINE, np.uint8)
-        start = -raw.ctypes.data % LINE
-        return raw[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+    def _write(self, **fields: int) -> None:
+        for name, value in fields.items():
+            self._plan[PLAN.index(name)] = value
 
     def _address(self, array: NDArray[Any]) -> int:
         assert array.flags.c_contiguous
@@ -186,28 +82,26 @@ class Engine:
         }
         return [values[name] for name in MATRIX]
 
-    def _layer(self, at: LayerArrays) -> NDArray[np.int64]:
+    def _layer(self, layer: LayerParts) -> NDArray[np.int64]:
+        at = layer.at
         values = {
+            **{name: self._address(np.array(self._matrix(layer.matrices[name]), np.int64)) for name in MATRICES},
+            **{name: self._address(layer.norms[name]) for name in NORMS},
             "K": at.K,
             "G": at.N // at.K,
             "H": at.H,
             "radius": self.max_tokens if at.radius is None else at.radius,
             "scale": _bits(at.scale),
             "eps": _bits(at.eps),
-            "cos": self._address(at.rope[0]),
-            "sin": self._address(at.rope[1]),
+            "cos": self._address(layer.rope[0]),
+            "sin": self._address(layer.rope[1]),
         }
-        for name in ("qkv", "o", "gate_up", "down"):
-            values[name] = self._address(np.array(self._matrix(getattr(at, name)), np.int64))
-        for name in LAYER:
-            if name.endswith("norm"):
-                values[name] = self._address(getattr(at, name))
         return np.array([values[name] for name in LAYER], np.int64)
 
     def run(self, embeddings: Float32, lengths: Sequence[int], skips: Sequence[int], hidden: bool = False) -> "Pass":
         """Texts through the model. Safe to call from many threads.
 
-        embeddings  float32 [T, D], scaled, texts one behind the other
+        embeddings  float32 [T, D], scaled, texts one after the other
         lengths     of the texts, which add up to T <= max_tokens; at most MAX_TEXTS
         skips       how many leading tokens of a text the mean leaves out
         hidden      keep the trunk's vectors, too
@@ -217,11 +111,35 @@ class Engine:
         TEAM.run(work)
         return work
 
-    def stop_after(self, layer: int, step: str) -> None:
-        """End passes behind a layer's step, for comparing: `array` then has what it left. (-1, ...): to the end."""
-        self._stop = layer, STEPS.index(step)
+    def begin(self, work: "Pass") -> None:
+        """Make the workspace and the plan ready for a pass."""
+        self._arrays["x"][: work.embeddings.size] = work.embeddings.reshape(-1)
+        self._arrays["shared"][:] = 0
+        self._write(
+            T=len(work.embeddings),
+            B=len(work.texts),
+            blocks=len(work.blocks),
+            token_table=work.tokens.ctypes.data,
+            text_table=work.texts.ctypes.data,
+            block_table=work.blocks.ctypes.data,
+            slots=work.slots,
+        )
 
-    _stop = (-1, 0)
+    def compute(self, thread: int) -> None:
+        """A thread's share of the pass that began."""
+        self._run(self._plan.ctypes.data, thread)
+
+    def vectors(self, B: int) -> Float32:
+        """What the pass left for B texts: float32 [B, dim]."""
+        return self._vectors[: B * self.dim].reshape(B, self.dim).copy()
+
+    def hidden(self, T: int) -> Float32:
+        """What the trunk left for T tokens: float32 [T, D]."""
+        return self._arrays["h"][: T * self.D].reshape(T, self.D).copy()
+
+    def stop_after(self, layer: int = -1, step: str = STEPS[-1]) -> None:
+        """End passes after a layer's step, for comparing: `array` then has what the step left. No layer: to the end."""
+        self._write(last=len(STEPS) * layer + STEPS.index(step))
 
     def array(self, name: str) -> NDArray[Any]:
         """An array of the workspace by its name in the plan, as the last pass left it."""
@@ -229,7 +147,7 @@ class Engine:
 
 
 class Pass:
-    """One run of an engine, see Engine.run."""
+    """One run of an engine, see Engine.run: the tables that plan.py describes, and what comes of them."""
 
     vectors: Float32
     hidden: Float32
@@ -240,53 +158,39 @@ class Pass:
         assert len(embeddings) == sum(lengths) <= engine.max_tokens
         assert len(lengths) <= MAX_TEXTS
         self.engine, self.embeddings, self.threads = engine, embeddings, engine.threads
+        self._hidden = hidden
         tokens = np.array(lengths, np.int64)
         starts = np.cumsum(tokens) - tokens
         room = -(-tokens // 64) * 64
         slots = np.cumsum(room) - room
+        self.slots = int(room.sum())
         self.texts = np.ascontiguousarray(np.stack([starts, tokens, slots, np.minimum(skips, tokens)], axis=1))
         position = np.arange(len(embeddings)) - np.repeat(starts, tokens)
         self.tokens = np.ascontiguousarray(np.stack([position, position + np.repeat(slots, tokens)], axis=1))
-        # Where some layer has fewer blocks of queries than threads, they are halved.
+        # Where some layer has fewer blocks of queries than threads, blocks are halved.
         size = POSITIONS if engine.fewest_heads * (-(-tokens // POSITIONS)).sum() >= engine.threads else POSITIONS // 2
         blocks = -(-tokens // size)
         text = np.repeat(np.arange(len(tokens)), blocks)
         first = (np.arange(len(text)) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * size
-        stop = np.minimum(first + size, tokens[text])
-        self.blocks = np.ascontiguousarray(np.stack([text, first, stop], axis=1))
-        self.slots = int(room.sum())
-        self._hidden = hidden
+        self.blocks = np.ascontiguousarray(np.stack([text, first, np.minimum(first + size, tokens[text])], axis=1))
 
     def begin(self) -> None:
-        engine, plan = self.engine, self.engine._plan
-        T = len(self.embeddings)
-        engine._x[:T] = self.embeddings
-        engine._arrays["shared"][:] = 0
-        fields = {
-            "T": T,
-            "B": len(self.texts),
-            "blocks": len(self.blocks),
-            "token_table": self.tokens.ctypes.data,
-            "text_table": self.texts.ctypes.data,
-            "block_table": self.blocks.ctypes.data,
-            "slots": self.slots,
-            "stop_layer": engine._stop[0],
-            "stop_step": engine._stop[1],
-        }
-        for name, value in fields.items():
-            plan[PLAN.index(name)] = value
+        self.engine.begin(self)
 
     def run(self, number: int) -> None:
-        self.engine._run(self.engine._plan.ctypes.data, number)
+        self.engine.compute(number)
 
     def end(self) -> None:
-        engine, B = self.engine, len(self.texts)
-        heads = int(engine._plan[PLAN.index("heads")])
-        out = engine._arrays["head_b" if heads % 2 else "pooled"]
-        self.vectors = out[: B * engine.dim].reshape(B, engine.dim).copy()
+        self.vectors = self.engine.vectors(len(self.texts))
         if self._hidden:
-            D = self.embeddings.shape[1]
-            self.hidden = engine._arrays["h"][: self.embeddings.size].reshape(-1, D).copy()
+            self.hidden = self.engine.hidden(len(self.embeddings))
+
+
+def _room(size: int, dtype: Any) -> NDArray[Any]:
+    """Zeros, of which only touched pages count as memory, at a multiple of LINE."""
+    raw = np.zeros(size * np.dtype(dtype).itemsize + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size * np.dtype(dtype).itemsize].view(dtype)
 
 
 def _bits(value: float) -> int:

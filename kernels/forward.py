@@ -12,12 +12,11 @@ import numpy as np
 from .attention import attend
 from .barrier import draw, meet
 from .plan import LAYER, MATRIX, PLAN, POSITIONS
-from .products import geglu_product, matrix_field, product, row_bytes
+from .products import geglu_product, matrix_field, product, row_size
 from .rows import add_norm_row, norm_rotate, norm_row, put_row
 from .simd import get_float, get_int, kernel, load, record, set_float, splat, store, zeros
 
 LAYER_BYTES, MATRIX_BYTES = 8 * len(LAYER), 8 * len(MATRIX)
-KEY_PANEL_FLOATS = 32
 MEAN_BLOCK = 16  # tokens that are added up before they join the rest: errors grow with T / 16, not with T
 
 plan_field, plan_float = record(PLAN)
@@ -27,45 +26,21 @@ layer_field, layer_float = record(LAYER)
 @kernel
 def forward(plan: int, thread: int) -> None:
     """Tokens' embeddings -> each text's vector. Called by all threads at once, with their numbers from 0 on."""
-    threads, shared, D, T = (
-        plan_field(plan, "threads"),
-        plan_field(plan, "shared"),
-        plan_field(plan, "D"),
-        plan_field(plan, "T"),
-    )
-    stop_layer, stop_step = plan_field(plan, "stop_layer"), plan_field(plan, "stop_step")
-    x, h, a = plan_field(plan, "x"), plan_field(plan, "h"), plan_field(plan, "a")
+    threads, shared = plan_field(plan, "threads"), plan_field(plan, "shared")
+    T, L, D = plan_field(plan, "T"), plan_field(plan, "L"), plan_field(plan, "D")
     mine = range(T * thread // threads, T * (thread + 1) // threads)
-    layer = plan_field(plan, "layers")
-    for i in range(plan_field(plan, "L")):
-        eps = layer_float(layer, "eps")
-        if i == 0:
-            norm_rows(mine, x, D, layer_field(layer, "input_layernorm"), eps, a, layer_field(layer, "qkv"))
-            meet(shared, threads)
-        if i == stop_layer and stop_step == 0:
+    x, h, layer = plan_field(plan, "x"), plan_field(plan, "h"), plan_field(plan, "layers")
+    norm_rows(plan, mine, layer, layer_field(layer, "input_layernorm"), layer_field(layer, "qkv"))
+    meet(shared, threads)
+    for i in range(L):
+        left = plan_field(plan, "last") - 8 * i
+        block(plan, layer, thread, mine, left)
+        if 0 <= left < 8:
             return
-        attention(plan, layer, thread, mine, i == stop_layer, stop_step)
-        if i == stop_layer and stop_step <= 4:
-            return
-        for t in mine:
-            row = 4 * t * D
-            add_norm_row(x + row, h + row, D, layer_field(layer, "post_attention_layernorm"), eps)
-        gate_up = layer_field(layer, "gate_up")
-        norm_rows(mine, x, D, layer_field(layer, "pre_feedforward_layernorm"), eps, a, gate_up)
-        meet(shared, threads)
-        if i == stop_layer and stop_step == 5:
-            return
-        mlp(plan, layer, thread, i == stop_layer, stop_step)
-        if i == stop_layer and stop_step <= 7:
-            return
-        for t in mine:
-            row = 4 * t * D
-            add_norm_row(x + row, h + row, D, layer_field(layer, "post_feedforward_layernorm"), eps)
         layer += LAYER_BYTES
-        if i + 1 < plan_field(plan, "L"):
-            following = layer_field(layer, "qkv")
-            norm_rows(mine, x, D, layer_field(layer, "input_layernorm"), layer_float(layer, "eps"), a, following)
-        else:
+        if i + 1 < L:
+            norm_rows(plan, mine, layer, layer_field(layer, "input_layernorm"), layer_field(layer, "qkv"))
+        else:  # the trunk's last norm
             for t in mine:
                 norm_row(x + 4 * t * D, D, plan_field(plan, "norm"), plan_float(plan, "eps"), h + 4 * t * D, 0)
         meet(shared, threads)
@@ -74,73 +49,117 @@ def forward(plan: int, thread: int) -> None:
 
 
 @kernel
-def norm_rows(mine: Any, x: int, D: int, weight: int, eps: Any, a: int, following: int) -> None:
-    """The norm of some rows, as the matrix that follows reads them."""
-    rounded = matrix_field(following, "rounded")
-    size = row_bytes(D, rounded)
+def block(plan: int, layer: int, thread: int, mine: Any, left: int) -> None:
+    """A layer, after its input_layernorm. Steps have their numbers from plan.STEPS; it ends after step `left`."""
+    if left == 0:
+        return
+    attention(plan, layer, thread, left)
+    if 0 <= left <= 4:
+        return
+    # x += post_attention_layernorm(h); pre_feedforward_layernorm
+    add_norm_rows(plan, mine, layer, layer_field(layer, "post_attention_layernorm"))
+    norm_rows(plan, mine, layer, layer_field(layer, "pre_feedforward_layernorm"), layer_field(layer, "gate_up"))
+    meet(plan_field(plan, "shared"), plan_field(plan, "threads"))
+    if left == 5:
+        return
+    mlp(plan, layer, thread, left)
+    if 0 <= left <= 7:
+        return
+    # x += post_feedforward_layernorm(h)
+    add_norm_rows(plan, mine, layer, layer_field(layer, "post_feedforward_layernorm"))
+
+
+@kernel
+def norm_rows(plan: int, mine: Any, layer: int, weight: int, following: int) -> None:
+    """a = rms_norm(x) of some rows, as the matrix that follows reads them."""
+    D, x, a = plan_field(plan, "D"), plan_field(plan, "x"), plan_field(plan, "a")
+    rounded, eps = matrix_field(following, "rounded"), layer_float(layer, "eps")
+    size = row_size(D, rounded)
     for t in mine:
         norm_row(x + 4 * t * D, D, weight, eps, a + t * size, rounded)
 
 
 @kernel
-def attention(plan: int, layer: int, thread: int, mine: Any, stop: bool, stop_step: int) -> None:
-    """h = o_proj(softmax(q k^T) v)"""
-    threads, shared, T, ones = (
+def add_norm_rows(plan: int, mine: Any, layer: int, weight: int) -> None:
+    """x += rms_norm(h), some rows."""
+    D, x, h = plan_field(plan, "D"), plan_field(plan, "x"), plan_field(plan, "h")
+    for t in mine:
+        add_norm_row(x + 4 * t * D, h + 4 * t * D, D, weight, layer_float(layer, "eps"))
+
+
+@kernel
+def scratch_of(plan: int, thread: int) -> int:
+    """The scratch memory of a thread."""
+    return plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
+
+
+@kernel
+def linear(plan: int, thread: int, a: int, rows: int, matrix: int, out: int) -> None:
+    """out[rows, outputs] = a @ w.T, by all threads; they meet after it."""
+    threads, shared = plan_field(plan, "threads"), plan_field(plan, "shared")
+    product(shared, threads, a, rows, matrix, out, scratch_of(plan, thread), plan_field(plan, "ones"))
+    meet(shared, threads)
+
+
+@kernel
+def attention(plan: int, layer: int, thread: int, left: int) -> None:
+    """h = o_proj(softmax(q k^T * scale) v)"""
+    threads, shared, T, a = (
         plan_field(plan, "threads"),
         plan_field(plan, "shared"),
         plan_field(plan, "T"),
-        plan_field(plan, "ones"),
-    )
-    K, G, H = layer_field(layer, "K"), layer_field(layer, "G"), layer_field(layer, "H")
-    a, q, keys, values, slots = (
         plan_field(plan, "a"),
-        plan_field(plan, "q"),
-        plan_field(plan, "keys"),
-        plan_field(plan, "values"),
-        plan_field(plan, "slots"),
     )
-    scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
-    product(shared, threads, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"), scratch, ones)
-    meet(shared, threads)
-    if stop and stop_step == 1:
+    items, scratch = layer_field(layer, "K") * plan_field(plan, "blocks"), scratch_of(plan, thread)
+    # q_proj, k_proj, v_proj
+    linear(plan, thread, a, T, layer_field(layer, "qkv"), plan_field(plan, "qkv"))
+    if left == 1:
         return
-    blocks = plan_field(plan, "blocks")
+    # q_norm, k_norm, RoPE
     item = draw(shared, 1)
-    while item < K * blocks:
+    while item < items:
         rotate_block(plan, layer, item, scratch)
         item = draw(shared, 1)
     meet(shared, threads)
-    if stop and stop_step == 2:
+    if left == 2:
         return
-    o_proj = layer_field(layer, "o")
-    rounded = matrix_field(o_proj, "rounded")
-    row, part = row_bytes(K * G * H, rounded), row_bytes(G * H, rounded)
+    # softmax(q k^T * scale) v
     item = draw(shared, 1)
-    while item < K * blocks:
-        k, place = item // blocks, plan_field(plan, "block_table") + 24 * (item % blocks)
-        text = plan_field(plan, "text_table") + 32 * get_int(place)
-        first, slot = get_int(text), get_int(text + 16)
-        attend(
-            q + (k * T + first) * G * H * 4,
-            keys + (k * slots + slot) * H * 4,
-            values + (k * T + first) * H * 4,
-            get_int(text + 8),
-            G,
-            H,
-            get_int(place + 8),
-            get_int(place + 16),
-            layer_field(layer, "radius"),
-            scratch,
-            a + first * row + k * part,
-            row,
-            rounded,
-        )
+    while item < items:
+        attend_block(plan, layer, item, scratch)
         item = draw(shared, 1)
     meet(shared, threads)
-    if stop and stop_step == 3:
+    if left == 3:
         return
-    product(shared, threads, a, T, o_proj, plan_field(plan, "h"), scratch, ones)
-    meet(shared, threads)
+    # o_proj
+    linear(plan, thread, a, T, layer_field(layer, "o_proj"), plan_field(plan, "h"))
+
+
+@kernel
+def attend_block(plan: int, layer: int, item: int, scratch: int) -> None:
+    """attend for one block of the table and one key/value head."""
+    K, G, H = layer_field(layer, "K"), layer_field(layer, "G"), layer_field(layer, "H")
+    T, slots, blocks = plan_field(plan, "T"), plan_field(plan, "slots"), plan_field(plan, "blocks")
+    k, place = item // blocks, plan_field(plan, "block_table") + 24 * (item % blocks)
+    text = plan_field(plan, "text_table") + 32 * get_int(place)
+    first, slot = get_int(text), get_int(text + 16)
+    rounded = matrix_field(layer_field(layer, "o_proj"), "rounded")
+    row = row_size(K * G * H, rounded)
+    attend(
+        plan_field(plan, "q") + (k * T + first) * G * H * 4,
+        plan_field(plan, "keys") + (k * slots + slot) * H * 4,
+        plan_field(plan, "values") + (k * T + first) * H * 4,
+        get_int(text + 8),
+        G,
+        H,
+        get_int(place + 8),
+        get_int(place + 16),
+        layer_field(layer, "radius"),
+        scratch,
+        plan_field(plan, "a") + first * row + k * row_size(G * H, rounded),
+        row,
+        rounded,
+    )
 
 
 @kernel
@@ -181,22 +200,18 @@ def rotate_token(plan: int, layer: int, t: int, k: int, scratch: int) -> None:
 
 
 @kernel
-def mlp(plan: int, layer: int, thread: int, stop: bool, stop_step: int) -> None:
+def mlp(plan: int, layer: int, thread: int, left: int) -> None:
     """h = down_proj(gelu(gate_proj(a)) * up_proj(a))"""
-    threads, shared, T, ones = (
-        plan_field(plan, "threads"),
-        plan_field(plan, "shared"),
-        plan_field(plan, "T"),
-        plan_field(plan, "ones"),
-    )
-    scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
-    a, b, down = plan_field(plan, "a"), plan_field(plan, "b"), layer_field(layer, "down")
+    threads, shared, T = plan_field(plan, "threads"), plan_field(plan, "shared"), plan_field(plan, "T")
+    a, b, down = plan_field(plan, "a"), plan_field(plan, "b"), layer_field(layer, "down_proj")
+    scratch, ones = scratch_of(plan, thread), plan_field(plan, "ones")
+    # gate_proj, up_proj, act_fn
     geglu_product(shared, threads, a, T, layer_field(layer, "gate_up"), b, matrix_field(down, "rounded"), scratch, ones)
     meet(shared, threads)
-    if stop and stop_step == 6:
+    if left == 6:
         return
-    product(shared, threads, b, T, down, plan_field(plan, "h"), scratch, ones)
-    meet(shared, threads)
+    # down_proj
+    linear(plan, thread, b, T, down, plan_field(plan, "h"))
 
 
 @kernel
@@ -219,19 +234,18 @@ def pool(plan: int, thread: int) -> None:
 
 @kernel
 def heads(plan: int, thread: int) -> None:
-    """The Dense heads, one behind the other; the last one's result lies in head_b or behind it, in turns."""
+    """The Dense heads, one after the other. Their results are in head_b and in pooled in turn; the last one's is in
+    head_b if their number is odd."""
     threads, shared, B = plan_field(plan, "threads"), plan_field(plan, "shared"), plan_field(plan, "B")
     mine = range(B * thread // threads, B * (thread + 1) // threads)
     e, out, a = plan_field(plan, "pooled"), plan_field(plan, "head_b"), plan_field(plan, "head_a")
     matrix = plan_field(plan, "head_table")
-    scratch = plan_field(plan, "scratch") + thread * plan_field(plan, "scratch_bytes")
     for _ in range(plan_field(plan, "heads")):
         inputs, rounded = matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded")
-        size = row_bytes(inputs, rounded)
+        size = row_size(inputs, rounded)
         for text in mine:
             put_row(e + 4 * text * inputs, inputs, a + text * size, rounded)
         meet(shared, threads)
-        product(shared, threads, a, B, matrix, out, scratch, plan_field(plan, "ones"))
-        meet(shared, threads)
+        linear(plan, thread, a, B, matrix, out)
         e, out = out, e
         matrix += MATRIX_BYTES

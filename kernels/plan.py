@@ -4,12 +4,12 @@ Letters: T tokens and B texts of the pass, one behind the other without padding,
 """
 
 
-def names(lines: str) -> list[str]:
-    return lines.split()
+def words(text: str) -> list[str]:
+    return text.split()
 
 
-PLAN = names("""
-    threads shared scratch scratch_bytes ones stop_layer stop_step
+PLAN = words("""
+    threads shared scratch scratch_bytes ones last
     L D layers norm eps
     T B blocks token_table text_table block_table
     x a b qkv q keys values h slots
@@ -19,7 +19,7 @@ PLAN = names("""
 shared       SHARED_BYTES, zeroed once, when it is allocated
 scratch      scratch_bytes for each thread
 ones         float32 1s, a tile's rows of them
-stop_layer   the pass ends after step `stop_step` of this layer; -1: it does not
+last         the pass ends after this step, 8 * layer + its place in STEPS; -1: it does not
 layers       L records of LAYER
 norm, eps    of the last norm; the norms' weights here are 1 + the checkpoint's, eps is a float32's bits
 token_table  [T, 2]: the token's position in its text, its slot among the keys
@@ -38,14 +38,15 @@ head_a       activations of B rows; head_b: the last head's output, and the one 
 pooled       float32 [B, D]: the means
 """
 
-LAYER = names("""
-    qkv o gate_up down
+MATRICES = ["qkv", "o_proj", "gate_up", "down_proj"]
+NORMS = words("""
     input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm q_norm k_norm
-    K G H radius scale eps cos sin
 """)
-"""qkv ... down   addresses of MATRIX records; q, k and v are one matrix, gate and up are one in turns of 16 rows
-scale, eps     float32, as their bits
-cos, sin       float32 [tokens, H / 2] of the layer's RoPE base
+LAYER = [*MATRICES, *NORMS, "K", "G", "H", "radius", "scale", "eps", "cos", "sin"]
+"""MATRICES     addresses of MATRIX records; q, k and v are one matrix, gate and up are one in turns of 16 rows
+NORMS        addresses of float32 [D], or [H] for q_norm and k_norm: 1 + the checkpoint's weights
+scale, eps   float32, as their bits
+cos, sin     float32 [tokens, H / 2] of the layer's RoPE base
 """
 
 MATRIX = ["format", "codes", "scales", "outputs", "inputs", "rounded"]
@@ -53,7 +54,7 @@ MATRIX = ["format", "codes", "scales", "outputs", "inputs", "rounded"]
 rounded  1 if it multiplies activations rounded to int8, 0 for float32
 """
 
-BPE = names("""
+BPE = words("""
     text size texts ends out counts
     keys tree begins sums ids made after before letters
     prefix prefix_count suffix suffix_count

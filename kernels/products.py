@@ -37,7 +37,7 @@ matrix_field, _ = record(MATRIX)
 
 
 @kernel
-def row_bytes(inputs: int, rounded: int) -> int:
+def row_size(inputs: int, rounded: int) -> int:
     """The size of a row of activations."""
     return inputs // GROUP * ACTIVATIONS if rounded else 4 * inputs
 
@@ -118,7 +118,7 @@ def product(shared: int, threads: int, a: int, rows: int, matrix: int, out: int,
     scratch   of this thread: UNPACKED bytes for each input
     """
     panels, outputs = matrix_field(matrix, "outputs") // PANEL, matrix_field(matrix, "outputs")
-    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded"))
+    lda = row_size(matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded"))
     items = panels * ((rows + BLOCK - 1) // BLOCK)
     chunk = chunk_of(items, rows, threads)
     first = draw(shared, chunk)
@@ -141,8 +141,8 @@ def geglu_product(
     """
     both = scratch + UNPACKED * matrix_field(matrix, "inputs")
     panels = matrix_field(matrix, "outputs") // PANEL
-    lda = row_bytes(matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded"))
-    ldo = row_bytes(panels * GROUP, rounded)
+    lda = row_size(matrix_field(matrix, "inputs"), matrix_field(matrix, "rounded"))
+    ldo = row_size(panels * GROUP, rounded)
     items = panels * ((rows + BLOCK - 1) // BLOCK)
     chunk = chunk_of(items, rows, threads)
     first = draw(shared, chunk)

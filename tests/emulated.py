@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from gemma_np.kernels import simd
-from gemma_np.kernels.engine import Engine, LayerArrays, Pass
+from gemma_np.kernels.engine import Engine, Pass
 from gemma_np.kernels.forward import forward
+from gemma_np.kernels.plan import MATRICES, NORMS
 from gemma_np.kernels.target import EMULATED
+from gemma_np.kernels.workspace import LayerParts
 
 from gemma_np import model
 from gemma_np.arrays import AnyArray, Float32
@@ -55,22 +57,13 @@ def weights(N: int, K: int, format: str) -> tuple[LayerWeights, LayerWeights]:
     return fast, LayerWeights(**exact)
 
 
-def layer_arrays(w: LayerWeights, layer: Layer, T: int) -> LayerArrays:
-    cos, sin = rope_table(T, H, layer.theta)
-    norms = {name: 1 + getattr(w, name) for name in vars(w) if name.endswith("norm")}
-    return LayerArrays(
-        qkv=w.qkv,  # type: ignore[arg-type]
-        o=w.o_proj,  # type: ignore[arg-type]
-        gate_up=w.gate_up,  # type: ignore[arg-type]
-        down=w.down_proj,  # type: ignore[arg-type]
-        **norms,
-        N=layer.N,
-        K=layer.K,
-        H=layer.H,
-        radius=layer.radius,
-        scale=layer.scale,
-        eps=layer.eps,
-        rope=(np.ascontiguousarray(cos[:, : H // 2]), np.ascontiguousarray(sin[:, : H // 2])),
+def parts(w: LayerWeights, layer: Layer, T: int) -> LayerParts:
+    cos, sin = rope_table(T, layer.H, layer.theta)
+    return LayerParts(
+        at=layer,
+        matrices={name: getattr(w, name) for name in MATRICES},
+        norms={name: 1 + getattr(w, name) for name in NORMS},
+        rope=(np.ascontiguousarray(cos[:, : layer.H // 2]), np.ascontiguousarray(sin[:, : layer.H // 2])),
     )
 
 
@@ -85,7 +78,7 @@ class Case:
         self.head = pack((rng.standard_normal((64, D)) * 0.1).astype(np.float32), format)
         self.x = rng.standard_normal((sum(LENGTHS), D), dtype=np.float32)
         T = len(self.x)
-        layers = [layer_arrays(w, layer, T) for (w, _), layer in zip(self.weights, self.layers, strict=True)]
+        layers = [parts(w, layer, T) for (w, _), layer in zip(self.weights, self.layers, strict=True)]
         self.engine = Engine(forward, layers, 1 + self.norm, 1e-6, [self.head], T, 1)
         self.work = Pass(self.engine, self.x, LENGTHS, [0, 1], hidden=True)
 

@@ -60,7 +60,7 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     from numba import types
 
     exp, gelu, inverse_rms = rows.exp, rows.gelu_tanh, rows.inverse_rms
-    norm_row, norm_rotate, row_bytes = rows.norm_row, rows.norm_rotate, products.row_bytes
+    norm_row, norm_rotate, row_size = rows.norm_row, rows.norm_rotate, products.row_size
     tile_floats = tiles.tile_floats
     draw, meet = barrier.draw, barrier.meet
 
@@ -82,7 +82,7 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     @kernel
     def norm_each(x: int, count: int, n: int, weight: int, eps: Any, out: int, rounded: int) -> None:
         for i in range(count):
-            norm_row(x + 4 * i * n, n, weight, eps, out + i * row_bytes(n, rounded), rounded)
+            norm_row(x + 4 * i * n, n, weight, eps, out + i * row_size(n, rounded), rounded)
 
     @kernel
     def rotate_each(
