@@ -1,6 +1,5 @@
 """A checkpoint on the compiled kernels: the door from weights and configuration to kernels/forward.py."""
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -64,6 +63,7 @@ class Fast:
         self, column: kernels.Column, weights: Weights, config: Config, modules: Modules, threads: int | None
     ) -> None:
         from gemma_np.kernels import cache, cores
+        from gemma_np.kernels.native import allocate_lock
 
         self.column, self.threads = column, threads or cores.usable_cores()
         self._weights, self._config = weights, config
@@ -72,7 +72,7 @@ class Fast:
         self._rest = modules.heads[len(leading) :]
         self._full_dim = modules.dense[-1].outputs if modules.dense else config.D
         self.compiled = cache.kernels_for(column, formats_of(weights))
-        self._growing = threading.Lock()
+        self._growing = allocate_lock()
         self._engine = self._made(max(PASS_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 
     def _made(self, max_tokens: int) -> "kernels.engine.Engine":

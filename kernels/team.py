@@ -6,37 +6,37 @@ half a team waiting for the rest.
 """
 
 import os
-import threading
-from queue import SimpleQueue
 from typing import Protocol
 
+from .native import Queue, allocate_lock, start_thread
 
-class Pass(Protocol):
-    """A piece of work for a team."""
+
+class Work(Protocol):
+    """What a team does together."""
 
     threads: int
 
     def begin(self) -> None:
-        """Before, by the leader alone."""
+        """Called once, by the leader, before all threads run."""
 
     def run(self, number: int) -> None:
-        """By all threads at once, numbered from 0 on."""
+        """Called by all threads at once, with their numbers from 0 on."""
 
     def end(self) -> None:
-        """Behind, by the leader alone."""
+        """Called once, by the leader, after all have finished."""
 
 
 class Call:
-    """A pass, and the one who waits for it."""
+    """Work, and the caller who waits for it."""
 
-    def __init__(self, work: Pass) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
         self.given_up = False
-        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.ended: Queue[BaseException | None] = Queue()
 
 
 class Team:
-    """Runs passes, one after the other."""
+    """Runs work, one piece after the other."""
 
     def __init__(self) -> None:
         self._start_anew()
@@ -44,18 +44,18 @@ class Team:
             os.register_at_fork(after_in_child=self._start_anew)
 
     def _start_anew(self) -> None:
-        self._starting, self._leading = threading.Lock(), threading.Lock()
-        self._leader: threading.Thread | None = None
-        self._calls: SimpleQueue[Call] = SimpleQueue()
-        self._others: list[SimpleQueue[Pass]] = []
-        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._starting, self._leading = allocate_lock(), allocate_lock()
+        self._led = False
+        self._calls: Queue[Call] = Queue()
+        self._others: list[Queue[Work]] = []
+        self._ended: Queue[BaseException | None] = Queue()
 
-    def run(self, work: Pass) -> None:
+    def run(self, work: Work) -> None:
         """Wait until the pass is over. An interrupt ends the waiting; a pass that runs already goes on."""
         with self._starting:
-            if self._leader is None or not self._leader.is_alive():
-                self._leader = threading.Thread(target=self._lead, name="gemma_np-0", daemon=True)
-                self._leader.start()
+            if not self._led:
+                start_thread(self._lead, ())
+                self._led = True
         call = Call(work)
         try:
             self._calls.put(call)
@@ -67,23 +67,21 @@ class Team:
             raise error
 
     def _lead(self) -> None:
-        with self._leading:  # an interrupt in the middle of start() can bring about a second leader: it waits here
+        with self._leading:  # an interrupt right after start_thread can bring about a second leader: it waits here
             while True:
                 call = self._calls.get()
                 if not call.given_up:
                     call.ended.put(self._error_of(call.work))
                 del call  # not kept alive while there is nothing to do
 
-    def _error_of(self, work: Pass) -> BaseException | None:
+    def _error_of(self, work: Work) -> BaseException | None:
         """Run a pass; what went wrong, whatever it is: the caller must hear of it."""
         try:
             work.begin()
             while len(self._others) < work.threads - 1:
-                queue: SimpleQueue[Pass] = SimpleQueue()
-                number = len(self._others) + 1
-                name = f"gemma_np-{number}"
-                threading.Thread(target=self._follow, args=(queue, number), name=name, daemon=True).start()
-                self._others.append(queue)  # now that it runs: where there are too many threads, start() raises
+                queue: Queue[Work] = Queue()
+                start_thread(self._follow, (queue, len(self._others) + 1))
+                self._others.append(queue)  # now that it runs: where there are too many threads, start_thread raises
             for queue in self._others[: work.threads - 1]:
                 queue.put(work)
             errors = [_error_of(work, 0), *(self._ended.get() for _ in range(work.threads - 1))]
@@ -94,12 +92,12 @@ class Team:
         except BaseException as error:
             return error
 
-    def _follow(self, queue: SimpleQueue[Pass], number: int) -> None:
+    def _follow(self, queue: Queue[Work], number: int) -> None:
         while True:
             self._ended.put(_error_of(queue.get(), number))
 
 
-def _error_of(work: Pass, number: int) -> BaseException | None:
+def _error_of(work: Work, number: int) -> BaseException | None:
     try:
         work.run(number)
     except BaseException as error:

@@ -57,11 +57,11 @@ def test_a_thread_that_cannot_start_is_an_error_and_not_missed_for_ever(monkeypa
     team = Team()
     team.run(Work(threads=2))
 
-    def full(self: threading.Thread) -> None:
+    def full(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", full)
+        patch.setattr("gemma_np.kernels.team.start_thread", full)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             team.run(Work(threads=4))
     work = Work(threads=4)
@@ -72,7 +72,7 @@ def test_a_thread_that_cannot_start_is_an_error_and_not_missed_for_ever(monkeypa
 def test_a_leader_that_could_not_start_is_started_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
     team = Team()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda self: fail())
+        patch.setattr("gemma_np.kernels.team.start_thread", lambda *_: fail())
         with pytest.raises(OverflowError):
             team.run(Work())
     team.run(Work())
@@ -91,7 +91,7 @@ def test_who_has_stopped_waiting_is_not_served(monkeypatch: pytest.MonkeyPatch) 
 
     unwanted = Work()
     with monkeypatch.context() as patch:
-        patch.setattr("gemma_np.kernels.team.SimpleQueue", Interrupted)
+        patch.setattr("gemma_np.kernels.team.Queue", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             team.run(unwanted)
     go.set()
