@@ -1,15 +1,14 @@
 """Compile kernels for one column to an object file, in a process of its own: Numba and its memory stay out of the
 program that uses them.
 
-    python -m gemma_np.kernels.build OUT.o       compiling.py sets the environment: column, formats, Numba's processor
+compiling.py starts the process and sets its environment: column, formats, Numba's processor.
 
 Numba makes LLVM's code of every kernel; here they become one module in which the entries alone are visible. It is
 optimised as a whole, so that nothing of Python's or Numba's libraries is left: the object asks for the C library alone.
 """
 
-import sys
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -23,12 +22,12 @@ Entries = Mapping[str, tuple[Any, tuple[Any, ...]]]  # the name in the object ->
 LLVM_NAMES = {types.int64: "i64", types.float32: "float"}
 
 
-def product() -> Entries:
+def shipped() -> Entries:
     """What gemma_np itself calls: void(int64 plan, int64 thread), and void(int64 call) for texts."""
-    from .bpe import encode
+    from .bpe import encode_texts
     from .forward import forward
 
-    return {FORWARD: (forward, (types.int64, types.int64)), ENCODE: (encode, (types.int64,))}
+    return {FORWARD: (forward, (types.int64, types.int64)), ENCODE: (encode_texts, (types.int64,))}
 
 
 def machine_of(column: Column, triple: str) -> Any:
@@ -87,10 +86,8 @@ def build(entries: Entries) -> bytes:
     return code
 
 
-def main() -> int:
-    Path(sys.argv[1]).write_bytes(build(product()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def deliver() -> None:
+    """Write the object to stdout; what anything else prints goes to stderr."""
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        out.write(build(shipped()))

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,31 +17,31 @@ TIME_LIMIT = 900  # seconds for a compilation, a hundred times what it takes: a 
 
 
 def compiled(column: Column, formats: Sequence[str]) -> bytes:
-    """Compile in a process of its own, see build.py: one that knows this one's packages and none of its settings."""
-    code = f"import sys; sys.path += sys.argv[2:]; from {__package__}.build import main; sys.exit(main())"
-    with tempfile.TemporaryDirectory() as made:
-        out = Path(made) / "kernels.o"
-        try:
-            done = subprocess.run(
-                [_python(), "-P", "-S", "-c", code, str(out), *_places()],
-                cwd=made,  # where no file of the user's is taken for a module or for Numba's settings
-                env=environment(column, formats) | {"PYTHONPATH": ""},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=TIME_LIMIT,
-            )
-        except OSError as error:
-            raise BuildError(f"the compiler did not start: {error}") from None
-        except subprocess.TimeoutExpired:
-            raise BuildError(f"kernels do not compile: not done after {TIME_LIMIT} s") from None
-        if done.returncode < 0:
-            raise BuildError(f"kernels do not compile: the compiler was ended by {_signal_name(-done.returncode)}")
-        if done.returncode != 0 or not out.is_file():
-            reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            raise BuildError(f"kernels do not compile: {reason}")
-        return out.read_bytes()
+    """Object code for a column and some formats. Raises BuildError.
+
+    The process knows this one's packages and none of its settings. The object comes through a pipe: there may be no
+    folder that can be written.
+    """
+    code = f"import sys; sys.path += sys.argv[1:]; from {__package__}.build import deliver; deliver()"
+    try:
+        done = subprocess.run(
+            [_python(), "-P", "-S", "-c", code, *_places()],
+            cwd=Path(__file__).parent,  # where no file of the user's is taken for Numba's settings
+            env=environment(column, formats) | {"PYTHONPATH": ""},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIME_LIMIT,
+        )
+    except (OSError, TypeError) as error:  # TypeError: gevent's subprocess in a thread other than the main one
+        raise BuildError(f"the compiler did not start: {error}") from None
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"kernels do not compile: not done after {TIME_LIMIT} s") from None
+    if done.returncode < 0:
+        raise BuildError(f"kernels do not compile: the compiler was ended by {_signal_name(-done.returncode)}")
+    if done.returncode != 0 or not done.stdout:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise BuildError(f"kernels do not compile: {lines[-1] if lines else f'status {done.returncode}'}")
+    return done.stdout
 
 
 def environment(column: Column, formats: Sequence[str]) -> dict[str, str]:
@@ -76,8 +75,8 @@ def _python() -> str:
 
 
 def _places() -> list[str]:
-    """The folders of the packages that the compiler needs. They come behind the standard library: that a module of the
-    user's beside them is called `types` or `random` does no harm."""
+    """The folders of the packages that the compiler needs. They come after the standard library, so a module of the
+    user's that is called `types` or `random` does no harm there."""
     found = []
     for package in (__package__.partition(".")[0], "numba", "llvmlite", "numpy"):
         spec = find_spec(package)

@@ -123,7 +123,7 @@ def entries() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     made |= {name: called(getattr(tiles, name)) for name in EXPORTED if name.endswith(("q8_0", "q4_0"))}
     kinds = {"i": types.int64, "f": types.float32}
     found = {name: (made[name], tuple(kinds[kind] for kind in letters)) for name, letters in EXPORTED.items()}
-    return {**found, **build.product()}
+    return {**found, **build.shipped()}
 
 
 def compiled(column: Column) -> bytes:

@@ -44,7 +44,7 @@ Run = Callable[[int], None] | None
 
 COMPILE = """
 import sys; from pathlib import Path; from gemma_np.kernels import build, plan
-Path(sys.argv[1]).write_bytes(build.build({plan.ENCODE: build.product()[plan.ENCODE]}))
+Path(sys.argv[1]).write_bytes(build.build({plan.ENCODE: build.shipped()[plan.ENCODE]}))
 """
 
 

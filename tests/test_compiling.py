@@ -69,6 +69,20 @@ def test_a_missing_package_is_named(package: str, small: Path, monkeypatch: pyte
     check_numpy_takes_over(small, monkeypatch, tmp_path, f"{package} is not installed")
 
 
+def test_any_error_of_the_system_on_the_way_is_one_warning(
+    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(24, "Too many open files", "somewhere")
+
+    for owner, name in ((cache, "compiled"), (cache, "opened"), (cache, "digest"), (compiling, "find_spec")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            if name == "opened":
+                patch.setattr(cache, "compiled", lambda *_: b"code")
+            check_numpy_takes_over(small, patch, tmp_path, "Too many open files")
+
+
 def test_numba_without_a_version_is_missing(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def lost(package: str) -> str:
         raise cache.PackageNotFoundError(package)
@@ -91,4 +105,4 @@ def check_numpy_takes_over(small: Path, monkeypatch: pytest.MonkeyPatch, folder:
     assert str(warning.message).endswith("; NumPy computes instead, more slowly")
     assert model.fast is None
     assert model.encode("a text").shape == (model.full_dim,)
-    assert not (folder / "cache").exists()
+    assert not (folder / "cache").exists() or list((folder / "cache").iterdir()) == []
