@@ -1,9 +1,10 @@
-"""Compiled kernels: found in the user's cache, or compiled once and put there. Loaded with llvmlite; Numba stays out.
+"""Compiled kernels: found in the user's cache, or compiled once and put there.
 
 A file is a header line (SHA-256 of its name and the rest, in hex) and an object. The name says for which column and
 formats it is, and holds a digest of the kernels' source and the compilers' versions: machines and releases may share a
-cache, and a file under another's name is not taken for it. Files are written beside and renamed: two processes that
-compile at once do each other no harm.
+cache, and a file under another's name is not taken for it. Of several processes that find nothing one compiles, and the
+others wait for it (lock.py). A file is written under another name and renamed when it is whole: where processes cannot
+wait for each other they do each other no harm.
 """
 
 import errno
@@ -14,7 +15,6 @@ import platform
 import stat
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,9 +26,12 @@ import llvmlite
 
 from .columns import Column
 from .compiling import compiled
+from .lock import alone
+from .native import allocate_lock
 from .objects import BuildError, Compiled, opened
 
 log = logging.getLogger("gemma_np")
+PATIENCE = 300  # seconds to wait for another process's kernels, ten times what a slow machine takes for its own
 
 _loaded: dict[tuple[str, tuple[str, ...]], Compiled] = {}
 
@@ -75,30 +78,62 @@ def path_of(column: Column, formats: Sequence[str]) -> Path:
 
 def kernels_for(column: Column, formats: tuple[str, ...]) -> Compiled:
     """The kernels for a column and some formats, compiled if need be. Raises BuildError."""
-    with _loading:
-        if (column.name, formats) not in _loaded:
-            _loaded[column.name, formats] = _cached(column, formats) or _compiled(column, formats)
-        return _loaded[column.name, formats]
+    key = column.name, formats
+    lock = _loading
+    while not lock.acquire(False):  # asked again and again: the holder may be another greenlet of this thread
+        time.sleep(0.01)
+    try:
+        if key not in _loaded:
+            _loaded[key] = _found_or_compiled(column, formats)
+        return _loaded[key]
+    except OSError as error:
+        raise BuildError(f"kernels cannot be compiled here: {error}") from error
+    finally:
+        lock.release()
 
 
-_loading = threading.Lock()
+_loading = allocate_lock()
 
 
 def _unlock() -> None:
     global _loading
-    _loading = threading.Lock()
+    _loading = allocate_lock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)  # a thread that held the lock does not exist there
 
 
-def _cached(column: Column, formats: Sequence[str]) -> Compiled | None:
-    """What the cache has; None if it has nothing that loads."""
+def _found_or_compiled(column: Column, formats: Sequence[str]) -> Compiled:
     try:
         path = path_of(column, formats)
+        before = _identity(path)
+    except OSError:  # nowhere to look for them
+        return _compiled(column, formats)
+    if (found := _found(path)) is not None:
+        return found
+    with suppress(OSError):
+        _make_folder(path.parent)
+    what = f"kernels for this machine ({column.name}, {', '.join(formats)})"
+    with alone(
+        path.with_suffix(".lock"), PATIENCE, lambda: _say(f"{what} are being compiled already; waiting for them")
+    ):
+        if _identity(path) != before and (found := _found(path)) is not None:
+            return found
+        return _compiled(column, formats)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that takes its place; None if there is none."""
+    try:
+        status = path.stat()
     except OSError:
         return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _found(path: Path) -> Compiled | None:
+    """What the cache has; None if it has nothing that loads."""
     code = _read(path)
     if code is None:
         return None
@@ -120,10 +155,8 @@ def _compiled(column: Column, formats: Sequence[str]) -> Compiled:
         path = path_of(column, formats)
         _keep(path, code)
     except OSError as error:
-        _say(
-            f"{took}, but not kept ({error.strerror}: {error.filename}), so each process compiles; GEMMA_NP_CACHE "
-            "names another folder"
-        )
+        why = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}, in {path.parent}"
+        _say(f"{took}, but not kept ({why}), so each process compiles; GEMMA_NP_CACHE names another folder")
     else:
         _say(f"{took}, kept in {path.parent}")
     return entries
@@ -163,10 +196,15 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise PermissionError(errno.EPERM, "other users may change it", str(path))
 
 
+def _make_folder(path: Path) -> None:
+    """Make sure that the cache's folder exists and is nobody else's to change. Raises OSError."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_owner(path, os.stat(path))
+
+
 def _keep(path: Path, code: bytes) -> None:
     """Put an object into the cache, whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_owner(path.parent, os.stat(path.parent))
+    _make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "wb") as file:
