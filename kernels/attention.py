@@ -5,6 +5,8 @@ come from the second cache once for all of them. For each 64 keys: scores, their
 which is scaled down when the maximum grows (Milakov & Gimelshein, Online normalizer calculation for softmax).
 """
 
+from typing import Any
+
 import numpy as np
 
 from .rows import exp, put_row
@@ -59,6 +61,26 @@ def softmax_step(scores: int, maximum: int, total: int, factor: int) -> None:
 
 
 @kernel
+def put_scores(q: int, keys: int, H: int, rows: int, first: int, count: int, scores: int) -> None:
+    """scores[row, i] = q[row] k[first + i] for `count` keys, in whole tiles; KEYS columns a row."""
+    for part in range(0, count, FLOAT_VECTORS * 16):
+        key = first + part
+        k = keys + (key // KEY_PANEL * H * KEY_PANEL + key % KEY_PANEL) * 4
+        for row in range(0, rows, FLOAT_ROWS):
+            out = scores + (row * KEYS + part) * 4
+            tile_floats(q + row * H * 4, H * 4, k, 64, KEY_PANEL * 4, H, out, KEYS * 4, 0)
+
+
+@kernel
+def add_values(weights: int, values: int, H: int, rows: int, count: int, sums: int, factors: int) -> None:
+    """sums[row] = sums[row] * factors[row] + weights[row] @ values, over `count` keys."""
+    for column in range(0, H, FLOAT_VECTORS * 16):
+        for row in range(0, rows, FLOAT_ROWS):
+            a, v, out = weights + row * KEYS * 4, values + column * 4, sums + (row * H + column) * 4
+            tile_floats(a, KEYS * 4, v, 64, H * 4, count, out, H * 4, factors + 4 * row)
+
+
+@kernel  # 13 arguments and what each is, then the walk along the keys
 def attend(
     q: int,
     keys: int,
@@ -77,16 +99,15 @@ def attend(
     """One block of queries of one text and key/value head: softmax(q k^T) v over the window, rounded for o_proj.
 
     q        float32 [T, G, H] of the text, scaled and rotated
-    keys     float32 [2 ceil(T / 64), H, 32], rotated; what lies behind key T is not used
+    keys     float32 [2 ceil(T / 64), H, 32], rotated; what follows key T is not used
     values   float32 [T, H]
-    start    of the block's positions, `stop` behind the last: at most 16
+    start    the block's first position; `stop` is the one after its last: at most 16
     radius   largest distance between a query and a key; T or more: no limit
     scratch  float32 [3 * rows + rows * KEYS + rows * H], rows = 16 G and up to a tile's more
     out      the row of position 0 and of this head's first column, for put_row; `ldo` bytes to the next position
     """
     rows = ((stop - start) * G + FLOAT_ROWS - 1) // FLOAT_ROWS * FLOAT_ROWS
-    maximum, total, factor = scratch, scratch + 4 * rows, scratch + 8 * rows
-    scores = scratch + 12 * rows
+    maximum, total, factor, scores = scratch, scratch + 4 * rows, scratch + 8 * rows, scratch + 12 * rows
     sums = scores + 4 * rows * KEYS
     for row in range(rows):
         set_float(maximum + 4 * row, FAR)
@@ -95,44 +116,23 @@ def attend(
         store(sums + 4 * i, zeros())
     lowest, highest = max(0, start - radius), min(T, stop + radius)
     for first in range(lowest // KEYS * KEYS, highest, KEYS):
-        for part in range(0, min(KEYS, highest - first), FLOAT_VECTORS * 16):
-            panel = (first + part) // KEY_PANEL
-            k = keys + (panel * H * KEY_PANEL + (first + part) % KEY_PANEL) * 4
-            for row in range(0, rows, FLOAT_ROWS):
-                tile_floats(
-                    q + (start * G + row) * H * 4,
-                    H * 4,
-                    k,
-                    64,
-                    KEY_PANEL * 4,
-                    H,
-                    scores + (row * KEYS + part) * 4,
-                    KEYS * 4,
-                    0,
-                )
+        count = min(KEYS, highest - first)
+        put_scores(q + start * G * H * 4, keys, H, rows, first, count, scores)
         inside = first >= stop - 1 - radius and first + KEYS - 1 <= start + radius and first + KEYS <= T
         for row in range(rows):
             if not inside:
                 t = start + row // G
                 mask_row(scores + row * KEYS * 4, t - radius - first, min(t + radius, T - 1) - first)
             softmax_step(scores + row * KEYS * 4, maximum + 4 * row, total + 4 * row, factor + 4 * row)
-        for column in range(0, H, FLOAT_VECTORS * 16):
-            for row in range(0, rows, FLOAT_ROWS):
-                tile_floats(
-                    scores + row * KEYS * 4,
-                    KEYS * 4,
-                    values + (first * H + column) * 4,
-                    64,
-                    H * 4,
-                    min(KEYS, highest - first),
-                    sums + (row * H + column) * 4,
-                    H * 4,
-                    factor + 4 * row,
-                )
+        add_values(scores, values + first * H * 4, H, rows, count, sums, factor)
     for row in range((stop - start) * G):
-        share = splat(np.float32(1) / get_float(total + 4 * row))
-        place = sums + row * H * 4
-        for i in range(0, H, 16):
-            store(place + 4 * i, load(place + 4 * i) * share)
+        divide_row(sums + row * H * 4, H, get_float(total + 4 * row))
     for position in range(stop - start):
         put_row(sums + position * G * H * 4, G * H, out + (start + position) * ldo, rounded)
+
+
+@kernel
+def divide_row(x: int, n: int, total: Any) -> None:
+    share = splat(np.float32(1) / total)
+    for i in range(0, n, 16):
+        store(x + 4 * i, load(x + 4 * i) * share)

@@ -3,7 +3,7 @@
 A text is cut three times before anything merges, each time where no piece can reach across:
 
 - at added tokens, which are taken out of it first;
-- in front of a space (in pieces U+2581), unless some piece has the very byte before it in front of a space;
+- before a space (in pieces U+2581), unless some piece has the very byte before it followed by a space;
 - at characters that are no piece: they become bytes, and bytes never merge.
 
 In what is left, a word, the pair with the lowest key merges first: its piece's rank; then the longer left part; then
@@ -23,7 +23,7 @@ field, _ = record(BPE)
 
 
 @kernel
-def encode(call: int) -> None:
+def encode_texts(call: int) -> None:
     """The ids of some texts. `call` is a record of plan.BPE."""
     ends, counts, out = field(call, "ends"), field(call, "counts"), field(call, "out")
     first, first_count = field(call, "prefix"), field(call, "prefix_count")
@@ -43,7 +43,7 @@ def encode(call: int) -> None:
 
 @kernel
 def encode_text(call: int, begin: int, end: int, count: int) -> int:
-    """The ids of the text from `begin` to `end`, behind the `count` that are there; how many there are then."""
+    """The ids of the text from `begin` to `end`, after the `count` that are there; how many there are then."""
     text, out, starts, added_from = (
         field(call, "text"),
         field(call, "out"),
@@ -101,10 +101,9 @@ def lower(call: int, low: int, high: int, depth: int, byte: int) -> int:
 
 
 @kernel
-def merge_words(call: int, begin: int, end: int, count: int) -> int:
-    """Ids of the text from `begin` to `end`, in which no added token is, behind the `count` that are there."""
-    text, letters, glue, out = field(call, "text"), field(call, "letters"), field(call, "glue"), field(call, "out")
-    begins, sums, ids = field(call, "begins"), field(call, "sums"), field(call, "ids")
+def spell(call: int, begin: int, end: int) -> int:
+    """The letters of the text from `begin` to `end`, spaces as U+2581; how many bytes there are."""
+    text, letters = field(call, "text"), field(call, "letters")
     size = 0
     for i in range(begin, end):
         byte = byte_at(text, i)
@@ -115,16 +114,25 @@ def merge_words(call: int, begin: int, end: int, count: int) -> int:
             size += 2
         set_byte_at(letters, size, byte)
         size += 1
+    return size
+
+
+@kernel
+def merge_words(call: int, begin: int, end: int, count: int) -> int:
+    """Ids of the text from `begin` to `end`, in which no added token is, after the `count` that are there."""
+    letters, glue, out = field(call, "letters"), field(call, "glue"), field(call, "out")
+    begins, sums, ids = field(call, "begins"), field(call, "sums"), field(call, "ids")
+    size = spell(call, begin, end)
     n = i = total = 0
-    behind_space = False
+    after_space = False
     while i < size:
         lead = byte_at(letters, i)
         width = min(1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4, size - i)
         space = width == 3 and lead == 0xE2 and byte_at(letters, i + 1) == 0x96 and byte_at(letters, i + 2) == 0x81
-        if space and n > 0 and not behind_space and byte_at(glue, byte_at(letters, i - 1)) == 0:
+        if space and n > 0 and not after_space and byte_at(glue, byte_at(letters, i - 1)) == 0:
             count = merge(call, n, count)
             n = 0
-        behind_space = space
+        after_space = space
         set_int32_at(begins, n, i)
         set_int32_at(sums, n, total)
         for k in range(i, i + width):
@@ -147,7 +155,7 @@ def merge_words(call: int, begin: int, end: int, count: int) -> int:
 
 @kernel
 def merge(call: int, n: int, count: int) -> int:
-    """The ids of a word of n symbols, behind the `count` that are there."""
+    """The ids of a word of n symbols, after the `count` that are there."""
     keys, tree, ids, made = field(call, "keys"), field(call, "tree"), field(call, "ids"), field(call, "made")
     after, before, out = field(call, "after"), field(call, "before"), field(call, "out")
     groups, leaves = (n + GROUP_SYMBOLS - 1) // GROUP_SYMBOLS, 1

@@ -95,6 +95,29 @@ def emit_steps(b: Any, first: Any, stride: Any, count: int) -> list[Any]:
     return places
 
 
+def emit_joined(b: Any, places: list[list[Any]], totals: list[Any], factors: Any) -> None:
+    """Store sums at their places [rows][vectors], plus what is there times its row's factor unless `factors` is 0."""
+    add, put = b.append_basic_block("add"), b.append_basic_block("put")
+    before = b.block
+    b.cbranch(b.icmp_signed("==", factors, constant(0)), put, add)
+    b.position_at_end(add)
+    sums = []
+    for r in range(FLOAT_ROWS):
+        factor = emit_splat(b, emit_load(b, b.add(factors, constant(4 * r)), F32, 4), FLOATS)
+        for place, total in zip(places[r], totals[r * FLOAT_VECTORS :], strict=False):
+            sums.append(emit_fma(b, emit_load(b, place, FLOATS, 4), factor, total))
+    b.branch(put)
+    b.position_at_end(put)
+    values: list[Any] = []
+    for place, total, more in zip([place for row in places for place in row], totals, sums, strict=True):
+        value = b.phi(FLOATS)
+        value.add_incoming(total, before)
+        value.add_incoming(more, add)
+        values.append((place, value))
+    for place, value in values:
+        emit_store(b, place, value, 4)
+
+
 # ---- float32
 
 
@@ -123,7 +146,7 @@ def tile_floats(
     out, ldo      float32 rows
     factors       float32 [rows], or address 0: `out` is not read
 
-    The sum over k stands alone before it joins `out`: products in blocks have rounding errors of a block's length.
+    The sum over k is complete before it joins `out`: products in blocks have rounding errors of a block's length.
 
     Bound by the multiply-add units: rows * vectors of them for rows + vectors loads.
     """
@@ -144,25 +167,7 @@ def tile_floats(
         return made
 
     totals = emit_loop(b, depth, [ir.Constant(FLOATS, [0.0] * LANES)] * (FLOAT_ROWS * FLOAT_VECTORS), body)
-    add, put = b.append_basic_block("add"), b.append_basic_block("put")
-    before = b.block
-    b.cbranch(b.icmp_signed("==", factors, constant(0)), put, add)
-    b.position_at_end(add)
-    sums = []
-    for r in range(FLOAT_ROWS):
-        factor = emit_splat(b, emit_load(b, b.add(factors, constant(4 * r)), F32, 4), FLOATS)
-        for place, total in zip(places[r], totals[r * FLOAT_VECTORS :], strict=False):
-            sums.append(emit_fma(b, emit_load(b, place, FLOATS, 4), factor, total))
-    b.branch(put)
-    b.position_at_end(put)
-    values: list[Any] = []
-    for place, total, more in zip([place for row in places for place in row], totals, sums, strict=True):
-        value = b.phi(FLOATS)
-        value.add_incoming(total, before)
-        value.add_incoming(more, add)
-        values.append((place, value))
-    for place, value in values:
-        emit_store(b, place, value, 4)
+    emit_joined(b, places, totals, factors)
 
 
 # ---- bytes
@@ -256,6 +261,7 @@ def _bytes(
 _unpacked = kernel(_unpack)
 
 
+# One thought: a tile in the order in which its instructions are emitted. Cut in two, its registers would have no names.
 def _emitted_bytes(count: int, zero: int, unpacks: bool) -> Any:
     """The tile for `count` rows and VECTORS vectors of 16 outputs, whose codes mean code - zero.
 
@@ -265,7 +271,7 @@ def _emitted_bytes(count: int, zero: int, unpacks: bool) -> Any:
     groups        inputs / 32
     out, ldo      float32 rows
     ahead         what will be wanted soon, LINES cache lines for each group: they are fetched on the way, and so are
-                  the scales behind these
+                  the scales that follow these
     packed        where the tile unpacks: q4_0's codes; it writes them to `w` before it reads them there
 
     A group's sum begins with -sum(codes) and the excess's product, both times 128: that takes the weights' offset of

@@ -84,10 +84,10 @@ class Checked(Encoder):
 
     def emulate(self, call: int) -> None:
         from gemma_np.kernels import simd
-        from gemma_np.kernels.bpe import encode
+        from gemma_np.kernels.bpe import encode_texts
 
         simd.lend(*self.arrays.values(), *(array for array in self.lent if array.size))
-        encode(call)
+        encode_texts(call)
 
 
 def encoder(pieces: Pieces, run: Run) -> Encoder:
