@@ -14,9 +14,9 @@ from .simd import I32, atomic_add, atomic_get, atomic_set, emit_call, instructio
 from .target import COLUMN
 
 ARRIVED, GENERATION, TICKET, IMPATIENCE = 0, 64, 128, 192  # bytes into the shared memory
-# A fifth of a millisecond to one, by the processor's idea of a pause: longer than idle cores keep each other waiting.
-# Then the thread sleeps, for whoever it waits for has no core. The next wait is half as long, down to a 32nd, and the
-# one after a wait that was short enough is twice as long again.
+# 0.2 to 1 ms, depending on how long the processor's pause takes: longer than threads that all have a core ever wait.
+# After that the missing thread has no core, so sleep, and spin only half as long next time (at least 1/32). A wait that
+# was short enough doubles the next one again.
 SPINS = 20_000
 IMPATIENT = 5
 NAP = 50  # microseconds
@@ -33,8 +33,8 @@ def pause(b: Any) -> None:
 
 @instruction(types.void, meaning=lambda: None)
 def sleep(b: Any) -> None:
-    """usleep() of the C library; Windows has none. Behind sched_yield() the core would be gone for milliseconds, while
-    who sleeps is the first to run again."""
+    """usleep() of the C library; Windows has none. sched_yield() would give the core away for milliseconds; the
+    scheduler favours a thread that slept."""
     if sys.platform != "win32":
         emit_call(b, "usleep", I32, ir.Constant(I32, NAP))
 

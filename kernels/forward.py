@@ -164,8 +164,8 @@ def attend_block(plan: int, layer: int, item: int, scratch: int) -> None:
 
 @kernel
 def rotate_block(plan: int, layer: int, item: int, scratch: int) -> None:
-    """rotate_token for 16 positions, whose keys fill cache lines that no other thread writes: those that a block of the
-    table begins with, if it begins at a multiple of 16."""
+    """rotate_token for the 16 positions that a block of the table begins with, if it begins at a multiple of 16. Their
+    keys fill cache lines that no other thread writes."""
     blocks = plan_field(plan, "blocks")
     k, place = item // blocks, plan_field(plan, "block_table") + 24 * (item % blocks)
     text, start = plan_field(plan, "text_table") + 32 * get_int(place), get_int(place + 8)

@@ -1,6 +1,6 @@
 """What a forward pass is told: records of int64 in memory, addresses and numbers. engine.py fills them in.
 
-Letters: T tokens and B texts of the pass, one behind the other without padding, and those of MODEL.md.
+Letters: T tokens and B texts of the pass, one after the other without padding, and the letters of MODEL.md.
 """
 
 
@@ -61,21 +61,21 @@ BPE = words("""
     pieces starts ranks splits slots slot_bits id_bits powers longest
     added added_from glue byte_ids
 """)
-"""text, size   UTF-8 of some texts, one behind the other; all their bytes
+"""text, size   UTF-8 of some texts, one after the other; how many bytes they are
 texts, ends  how many they are, and where each one ends, int64
 out, counts  their ids, int32 with room for 3 size + texts (prefix_count + suffix_count); how many each has, int64
 keys ... letters   room for what is in bpe_scratch, see there
-prefix       int32 [prefix_count], the ids in front of each text; suffix: behind it
-pieces       uint8, all pieces behind each other, in UTF-8; piece i is from starts[i] to starts[i + 1], int32
+prefix       int32 [prefix_count], the ids before each text; suffix: after it
+pieces       uint8, all pieces one after the other, in UTF-8; piece i is from starts[i] to starts[i + 1], int32
 ranks        int32: the lowest merges first; -1: no merge makes the piece
 splits       uint8: 0: any two pieces merge into it; k: only those of which the left one has k bytes
 slots        int32 [2^slot_bits], open addressing: -1, or (hash >> slot_bits) << id_bits | id; begins at the hash's low
              bits. Tokens that are only added are not in it
 powers       int32 [256]: powers of the hash's base
 longest      the longest piece in bytes, 255 at most
-added        int32, the tokens that are cut out of the text before anything else, sorted by their bytes; those that
+added        int32, tokens that are cut out of the text before anything else, sorted by their bytes; tokens that
              begin with the byte b from added_from[b] to added_from[b + 1], int32 [257]
-glue         uint8 [256]: 1 where a piece has this byte in front of a space
+glue         uint8 [256]: 1 where a piece has this byte followed by a space
 byte_ids     int32 [256]: the ids that stand for single bytes
 """
 
@@ -95,7 +95,7 @@ SHARED_BYTES = 256  # what threads see of each other, see barrier.py
 FORMATS = ("f32", "q8_0", "q4_0")
 FORWARD, ENCODE = "gemma_np_forward", "gemma_np_encode"  # the entries' names in an object
 
-# A layer's steps, named after what they leave behind.
+# A layer's steps, named after what they compute.
 STEPS = ("input_layernorm", "qkv", "rotated", "attention", "o_proj", "pre_feedforward_layernorm", "geglu", "down_proj")
 
 # ---- the tokenizer's hash: the bytes + 1 of a piece as digits to the base HASH_BASE, modulo the prime 2^31 - 1
@@ -108,14 +108,15 @@ GROUP_SYMBOLS = 16  # symbols of a word whose keys are searched one by one; the 
 def bpe_scratch(size: int) -> dict[str, tuple[str, int]]:
     """The arrays of a word of n symbols, as dtype and number of elements, large enough for any in `size` bytes of text.
 
-    keys     of each symbol and its right neighbour; from the last one on, up to a whole group, bpe.NONE
+    keys     one per symbol: the key of the pair (symbol, right neighbour); NONE for the last symbol and the padding to
+             a whole group
     tree     the groups' lowest keys in the leaves, 2^k of them; node i is the lower one of 2 i and 2 i + 1
     begins   where each symbol begins among the letters; one more at the end
-    sums     the hash of all letters in front of it; one more at the end
+    sums     the hash of all letters before it; one more at the end
     ids      its piece
     made     the piece that it makes with its right neighbour
     after, before  its neighbours
-    letters  UTF-8 of all that lies between two added tokens, spaces as U+2581
+    letters  UTF-8 of all letters between two added tokens, spaces as U+2581
     """
     n = -(-(size + 1) // GROUP_SYMBOLS) * GROUP_SYMBOLS
     int32 = dict.fromkeys(("begins", "sums", "ids", "made", "after", "before"), ("int32", n))

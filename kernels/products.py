@@ -137,7 +137,7 @@ def geglu_product(
     """gelu(a @ gate.T) * (a @ up.T), rounded for the next product: the [rows, 2F] array of both never exists.
 
     matrix    16 rows of gate_proj and 16 of up_proj in turn, so that a panel gives 32 finished values
-    scratch   of this thread: UNPACKED bytes for each input, and behind them float32 [BLOCK + a tile's rows, 64]
+    scratch   of this thread: UNPACKED bytes for each input, and after them float32 [BLOCK + a tile's rows, 64]
     """
     both = scratch + UNPACKED * matrix_field(matrix, "inputs")
     panels = matrix_field(matrix, "outputs") // PANEL

@@ -4,7 +4,7 @@ A kernel is a Numba function over addresses (int64) and vectors of 16 float32 or
 register of AVX-512, two of AVX2 or four of Neon, so one source serves every machine; only the dot product of bytes
 (tiles.py) has a form for each instruction set.
 
-Every instruction stands here with two bodies: the LLVM instructions that it becomes, and its meaning in NumPy. With
+Every instruction is here with two bodies: the LLVM instructions that it becomes, and its meaning in NumPy. With
 NUMBA_DISABLE_JIT=1 the meanings run, kernels are plain Python, and an access outside the arrays that were lent
 (`lend`) is an IndexError.
 """
@@ -94,7 +94,7 @@ def lend(*arrays: Any) -> None:
 
 
 def _at(place: int, dtype: Any, count: int) -> Any:
-    """The array of `count` elements at an address; IndexError unless it lies within one array that was lent."""
+    """The array of `count` elements at an address; IndexError unless it is within one array that was lent."""
     size = count * np.dtype(dtype).itemsize
     i = bisect.bisect_right(_lent, place, key=operator.itemgetter(0)) - 1
     if i < 0 or place + size > _lent[i][1]:

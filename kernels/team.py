@@ -1,8 +1,8 @@
 """Threads that run a pass together. They start once and wait between passes; after a fork the child starts its own.
 
-One pass runs at a time: it has all the threads, so a second one at its side would only slow both down. A leader takes
-passes in turn and calls the others; it is never the main thread, so Ctrl-C, which Python raises there, cannot leave
-half a team waiting for the rest.
+One pass runs at a time: it has all the threads, and a second one would only slow both down. A leader takes passes in
+turn and calls the others. It is never the main thread, so Ctrl-C, which Python raises there, cannot leave half a team
+waiting for the rest.
 """
 
 import os
