@@ -88,30 +88,27 @@ def read_config(folder: Path) -> Config:
     settings = read_json_object(path)
     _refuse_unserved(path, settings)
 
-    def positive_int(key: str) -> int:
-        value = settings.get(key, DEFAULTS[key])
-        if type(value) is not int or not 0 < value < 2**31:
-            raise ConfigError(f"{path}: {key} = {value!r}, expected a positive integer")
-        return value
+    def count(key: str) -> int:
+        return positive_int(path, key, settings.get(key, DEFAULTS[key]))
 
-    def positive_float(key: str) -> float:
-        return _positive_float(path, key, settings.get(key, DEFAULTS[key]))
+    def number(key: str) -> float:
+        return positive_float(path, key, settings.get(key, DEFAULTS[key]))
 
-    N, K, H = positive_int("num_attention_heads"), positive_int("num_key_value_heads"), positive_int("head_dim")
+    N, K, H = count("num_attention_heads"), count("num_key_value_heads"), count("head_dim")
     if N % K:
         raise ConfigError(f"{path}: num_attention_heads = {N} is not a multiple of num_key_value_heads = {K}")
     if H % 2:
         raise ConfigError(f"{path}: head_dim = {H}, expected an even number (RoPE turns pairs)")
     thetas = _thetas(path, settings)
-    kinds = _layer_types(path, settings, positive_int("num_hidden_layers"))
-    radius = radius_of(path, positive_int("sliding_window")) if "sliding_attention" in kinds else None
-    scale = 1 / math.sqrt(positive_float("query_pre_attn_scalar"))
-    eps = positive_float("rms_norm_eps")
+    kinds = _layer_types(path, settings, count("num_hidden_layers"))
+    radius = radius_of(path, count("sliding_window")) if "sliding_attention" in kinds else None
+    scale = 1 / math.sqrt(number("query_pre_attn_scalar"))
+    eps = number("rms_norm_eps")
     return Config(
-        V=positive_int("vocab_size"),
-        D=positive_int("hidden_size"),
-        F=positive_int("intermediate_size"),
-        max_positions=positive_int("max_position_embeddings"),
+        V=count("vocab_size"),
+        D=count("hidden_size"),
+        F=count("intermediate_size"),
+        max_positions=count("max_position_embeddings"),
         layers=tuple(
             Layer(radius if kind == "sliding_attention" else None, thetas[kind], N, K, H, scale, eps) for kind in kinds
         ),
@@ -144,7 +141,15 @@ def _refuse_unserved(path: Path, settings: dict[str, Any]) -> None:
             raise ConfigError(f"{path}: {key} = {value!r}: {because}; expected {served[0]!r}")
 
 
-def _positive_float(path: Path, key: str, value: object) -> float:
+def positive_int(path: Path, key: str, value: object) -> int:
+    """A setting of a file that must be a whole number from 1 to 2^31 - 1, or ConfigError."""
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ConfigError(f"{path}: {key} = {value!r}, expected a positive integer")
+    return value
+
+
+def positive_float(path: Path, key: str, value: object) -> float:
+    """A setting of a file that must be a number above 0, or ConfigError."""
     # 1e-30: powers of smaller ones overflow where RoPE's angles are computed
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:
         raise ConfigError(f"{path}: {key} = {value!r}, expected a positive number")
@@ -158,8 +163,7 @@ def _layer_types(path: Path, settings: dict[str, Any], L: int) -> list[str]:
     kinds = settings.get("layer_types")
     if kinds is None:
         pattern = settings.get("sliding_window_pattern", DEFAULTS["sliding_window_pattern"])
-        if type(pattern) is not int or pattern < 1:
-            raise ConfigError(f"{path}: sliding_window_pattern = {pattern!r}, expected a positive integer")
+        pattern = positive_int(path, "sliding_window_pattern", pattern)
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(L)]
     if not isinstance(kinds, list) or len(kinds) != L:
         raise ConfigError(f"{path}: layer_types must be a list of num_hidden_layers = {L} names, got {kinds!r}")
@@ -201,7 +205,7 @@ def _thetas(path: Path, settings: dict[str, Any]) -> dict[str, float]:
         entry = parameters.get(kind) or {}
         _check_rope(path, f"rope_parameters.{kind}", entry, allowed={"rope_type", "type", "rope_theta"})
         theta = entry.get("rope_theta", settings.get(key, DEFAULTS[key]))
-        thetas[kind] = _positive_float(path, f"{key} ({kind})", theta)
+        thetas[kind] = positive_float(path, f"{key} ({kind})", theta)
     return thetas
 
 

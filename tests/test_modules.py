@@ -465,7 +465,7 @@ def test_without_the_file_or_its_keys_there_are_no_prompts_and_the_cosine(tmp_pa
         ({"default_prompt_name": ["query"]}, "default_prompt_name = .*, expected a name or null"),
         ({"similarity_fn_name": "jaccard"}, "similarity_fn_name = 'jaccard'; served are cosine, dot"),
         ({"similarity_fn_name": ["cosine"]}, "similarity_fn_name = "),
-        ({"truncate_dim": 0}, "truncate_dim = 0, expected a positive integer or null"),
+        ({"truncate_dim": 0}, "truncate_dim = 0, expected a positive integer"),
         ({"truncate_dim": "256"}, "truncate_dim = '256', expected"),
         ({"truncate_dim": True}, "truncate_dim = True, expected"),
         ({"truncate_dim": 256.0}, r"truncate_dim = 256\.0, expected"),

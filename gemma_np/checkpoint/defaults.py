@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma_np.config import Config
+from gemma_np.config import Config, positive_int
 from gemma_np.errors import ConfigError
 from gemma_np.files.mapped import read_json_object
 
@@ -35,9 +35,7 @@ def read_max_seq_length(trunk: Path, config: Config) -> int:
                 raise ConfigError(f"{path}: {key} = {json.dumps(settings[key])} is not served; expected {expected}")
         length = settings.get("max_seq_length")
         if length is not None:
-            if type(length) is not int or length < 1:
-                raise ConfigError(f"{path}: max_seq_length = {length!r}, expected a positive integer")
-            return length
+            return positive_int(path, "max_seq_length", length)
     path = trunk / "tokenizer_config.json"
     length = read_json_object(path).get("model_max_length") if os.path.isfile(path) else None
     return min(length, config.max_positions) if type(length) is int and length > 0 else config.max_positions
@@ -86,8 +84,8 @@ def read_defaults(folder: Path) -> Defaults:
     if not isinstance(name, str | None):
         raise ConfigError(f"{path}: default_prompt_name = {name!r}, expected a name or null")
     dim = settings.get("truncate_dim")
-    if dim is not None and (type(dim) is not int or dim < 1):
-        raise ConfigError(f"{path}: truncate_dim = {dim!r}, expected a positive integer or null")
+    if dim is not None:
+        dim = positive_int(path, "truncate_dim", dim)
     similarity = settings.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(SIMILARITIES)}")

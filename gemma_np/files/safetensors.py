@@ -142,24 +142,13 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     ):
         raise damaged("its __metadata__ is not an object of strings")
 
-    tensors = {}
-    spans = []
+    tensors, spans = {}, []
     for name, entry in header.items():
         try:
-            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            whole = isinstance(entry["shape"], list) and all(type(number) is int for number in (*shape, begin, end))
-        except (TypeError, KeyError, ValueError):
-            whole = False
-        if not whole or not isinstance(dtype, str):
-            raise damaged(f"{name} has no valid dtype, shape and data_offsets")
-        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:  # NumPy has no such arrays, not even empty
-            raise damaged(f"{name} has an impossible shape")
-        if dtype not in BYTES:
-            raise damaged(f"{name} has the unknown dtype {dtype!r}")
-        if end - begin != math.prod(shape) * BYTES[dtype]:
-            raise damaged(f"{name} of shape {shape} in {dtype} does not fill its {end - begin:,} bytes")
-        spans.append((begin, end, name))
-        tensors[name] = Tensor(name, dtype, shape, source, 8 + length + begin)
+            tensors[name], end = _checked_entry(name, entry, source, 8 + length)
+        except ValueError as error:
+            raise damaged(str(error)) from None
+        spans.append((tensors[name].offset - 8 - length, end, name))
     spans.sort()
     last = size - 8 - length
     for (_, end, before), (begin, _, after) in itertools.pairwise(
@@ -169,6 +158,24 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
             what = "overlap" if begin < end else "leave a gap"
             raise damaged(f"{before} and {after} {what} (byte {end:,} and byte {begin:,} of {last:,})")
     return tensors
+
+
+def _checked_entry(name: str, entry: Any, source: MappedFile, begin_of_data: int) -> tuple[Tensor, int]:
+    """A tensor and the offset of its end, by an entry of the header. ValueError: it is no entry, with the reason."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = isinstance(entry["shape"], list) and all(type(number) is int for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole or not isinstance(dtype, str):
+        raise ValueError(f"{name} has no valid dtype, shape and data_offsets")
+    if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:  # NumPy has no such arrays, not even empty
+        raise ValueError(f"{name} has an impossible shape")
+    if dtype not in BYTES:
+        raise ValueError(f"{name} has the unknown dtype {dtype!r}")
+    if end - begin != math.prod(shape) * BYTES[dtype]:
+        raise ValueError(f"{name} of shape {shape} in {dtype} does not fill its {end - begin:,} bytes")
+    return Tensor(name, dtype, shape, source, begin_of_data + begin), end
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gemma_np.checkpoint.bundle import is_bundle
 from gemma_np.checkpoint.defaults import Defaults, read_defaults
 from gemma_np.checkpoint.folder import dense_tensors, open_folder
 from gemma_np.checkpoint.source import Settings, Source, Watch, unwatched
-from gemma_np.config import MAX_LAYERS, Config, Layer, radius_of
+from gemma_np.config import MAX_LAYERS, Config, Layer, positive_float, positive_int, radius_of
 from gemma_np.errors import FULL_MODEL, CheckpointError, ConfigError, InputError, WeightsError
 from gemma_np.files.safetensors import Tensor
 from gemma_np.gguf.file import GGUF, Texts, open_gguf
@@ -30,83 +30,84 @@ from gemma_np.weights.loading import Stored, formats_held
 from gemma_np.weights.names import EMBED, layer_tensors
 
 log = logging.getLogger("gemma_np")
+# Settings that change the result, with the only values that we serve; those of HEAD_SIZES must be attention.key_length.
+SERVED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (False,),
+    "pooling_type": (MEAN,),
+    "rope.scaling.type": ("none", "linear"),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scale_linear": (0.0, 1.0),
+}
+HEAD_SIZES = (
+    "attention.value_length",
+    "rope.dimension_count",
+    "attention.key_length_swa",
+    "attention.value_length_swa",
+    "rope.dimension_count_swa",
+)
+
+
+class Keys:
+    """The file's settings by llama.cpp's keys, without the architecture's name in front of them."""
+
+    def __init__(self, file: GGUF) -> None:
+        self.path, self.metadata = file.source.path, file.metadata
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A setting; one value for each layer, where all are equal, is one value."""
+        value = self.metadata.get(f"{ARCHITECTURE}.{key}", default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
+        if value is None:
+            raise ConfigError(f"{self.path}: {ARCHITECTURE}.{key} is missing; convert the model again")
+        if isinstance(value, np.ndarray | Texts):
+            raise ConfigError(f"{self.path}: {ARCHITECTURE}.{key} has {len(value)} values, expected one for all layers")
+        return value
+
+    def count(self, key: str, default: Any = None) -> int:
+        return positive_int(self.path, f"{ARCHITECTURE}.{key}", self.setting(key, default))
+
+    def number(self, key: str, default: Any = None) -> float:
+        value = positive_float(self.path, f"{ARCHITECTURE}.{key}", self.setting(key, default))
+        return float(str(np.float32(value)))  # 1e-6 is stored as 9.999999974752427e-07
+
+    def refuse_unserved(self, H: int) -> None:
+        """ConfigError for a setting that would change the result."""
+        for key, values in {**SERVED, **dict.fromkeys(HEAD_SIZES, (H,))}.items():
+            if (value := self.setting(key, values[0])) not in values:
+                raise ConfigError(
+                    f"{self.path}: {ARCHITECTURE}.{key} = {value!r} would change the result and is not served; "
+                    f"expected {values[0]!r}"
+                )
 
 
 def gguf_config(file: GGUF) -> Config:
     """The trunk's settings. ConfigError names what is missing or not served."""
-    path, metadata = file.source.path, file.metadata
+    path, metadata, keys = file.source.path, file.metadata, Keys(file)
     found = metadata.get("general.architecture")
     if not isinstance(found, str) or found != ARCHITECTURE:
         raise ConfigError(
             f"{path}: general.architecture = {found!r}; gemma_np runs EmbeddingGemma and models of its architecture, "
             f"in GGUF files {ARCHITECTURE!r}"
         )
-
-    def setting(key: str, default: Any = None) -> Any:
-        """A setting; one value for each layer, where all are equal, is one value."""
-        value = metadata.get(f"{ARCHITECTURE}.{key}", default)
-        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-            value = value[0].item()
-        if value is None:
-            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} is missing; convert the model again")
-        if isinstance(value, np.ndarray | Texts):
-            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} has {len(value)} values, expected one for all layers")
-        return value
-
-    def positive_int(key: str, default: Any = None) -> int:
-        value = setting(key, default)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} = {value!r}, expected a positive integer")
-        return value
-
-    def positive_float(key: str, default: Any = None) -> float:
-        value = setting(key, default)
-        if type(value) not in (int, float) or not 1e-30 < value < 1e30:  # see config.py
-            raise ConfigError(f"{path}: {ARCHITECTURE}.{key} = {value!r}, expected a positive number")
-        return float(str(np.float32(value)))  # 1e-6 is stored as 9.999999974752427e-07
-
-    D, L, N = positive_int("embedding_length"), positive_int("block_count"), positive_int("attention.head_count")
-    K, H = positive_int("attention.head_count_kv", N), positive_int("attention.key_length", D // N)
+    D, L, N = keys.count("embedding_length"), keys.count("block_count"), keys.count("attention.head_count")
+    K, H = keys.count("attention.head_count_kv", N), keys.count("attention.key_length", D // N)
     if L > MAX_LAYERS:
         raise ConfigError(f"{path}: {ARCHITECTURE}.block_count = {L}, expected at most {MAX_LAYERS}")
     if N % K or H % 2:
         raise ConfigError(
             f"{path}: {N} query heads, {K} key/value heads of size {H}; expected a multiple, and an even size"
         )
-    served: dict[str, tuple[Any, ...]] = {
-        "attention.value_length": (H,),
-        "rope.dimension_count": (H,),
-        "attention.causal": (False,),
-        "pooling_type": (MEAN,),
-        "rope.scaling.type": ("none", "linear"),
-        "rope.scaling.factor": (0.0, 1.0),
-        "rope.scale_linear": (0.0, 1.0),
-        "attention.key_length_swa": (H,),
-        "attention.value_length_swa": (H,),
-        "rope.dimension_count_swa": (H,),
-    }
-    for key, values in served.items():
-        if (value := setting(key, values[0])) not in values:
-            raise ConfigError(
-                f"{path}: {ARCHITECTURE}.{key} = {value!r} would change the result and is not served; expected "
-                f"{values[0]!r}"
-            )
-    radius = radius_of(path, positive_int("attention.sliding_window"))
+    keys.refuse_unserved(H)
+    radius = radius_of(path, keys.count("attention.sliding_window"))
     slides = sliding_layers(path, metadata.get(f"{ARCHITECTURE}.attention.sliding_window_pattern", PATTERN), L)
-    theta, local_theta = positive_float("rope.freq_base", 1e4), positive_float("rope.freq_base_swa", 1e4)
-    scale, eps = 1 / math.sqrt(H), positive_float("attention.layer_norm_rms_epsilon")
+    theta, local_theta = keys.number("rope.freq_base", 1e4), keys.number("rope.freq_base_swa", 1e4)
+    scale, eps = 1 / math.sqrt(H), keys.number("attention.layer_norm_rms_epsilon")
     table = file.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise WeightsError(f"{path}: token_embd.weight, the embedding table, is missing or no matrix")
-    return Config(
-        V=table.shape[0],
-        D=D,
-        F=positive_int("feed_forward_length"),
-        max_positions=positive_int("context_length"),
-        layers=tuple(
-            Layer(radius if slide else None, local_theta if slide else theta, N, K, H, scale, eps) for slide in slides
-        ),
-    )
+    layers = tuple(Layer(radius if s else None, local_theta if s else theta, N, K, H, scale, eps) for s in slides)
+    return Config(table.shape[0], D, keys.count("feed_forward_length"), keys.count("context_length"), layers)
 
 
 def sliding_layers(path: Path, pattern: Any, L: int) -> list[bool]:
@@ -174,6 +175,17 @@ def rounded_to(tensors: Mapping[str, Stored]) -> str | None:
     return held.pop() if len(held) == 1 else "mixed"
 
 
+def heads_like_the_trunk(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """The same; float Dense heads of a rounded trunk are to be rounded too, so that kernels run them all."""
+    if rounded_to({name: tensor for name, tensor in tensors.items() if "/" not in name}) is None:
+        return tensors
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if "/" in name and len(tensor.shape) == 2 and isinstance(tensor, Tensor):
+            found[name] = RoundedTensor(name, tensor.dtype, tensor.shape, tensor.source, tensor.offset)
+    return found
+
+
 def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None, watch: Watch = unwatched) -> Source:
     """Open a GGUF file.
 
@@ -203,11 +215,7 @@ def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None, wat
     tensors = gguf_tensors(file, config, Modules("", modules.pooling, True, ()) if dense else modules)
     if dense:
         tensors |= borrowed(dense, modules)
-    quantization = rounded_to({name: tensor for name, tensor in tensors.items() if "/" not in name})
-    if quantization is not None:
-        for name, tensor in tensors.items():
-            if "/" in name and len(tensor.shape) == 2 and isinstance(tensor, Tensor):
-                tensors[name] = RoundedTensor(name, tensor.dtype, tensor.shape, tensor.source, tensor.offset)
+    tensors = heads_like_the_trunk(tensors)
     watch(tensors)
     return Source(
         **vars(settings),

@@ -5,7 +5,7 @@ What the arrays mean, and how a text becomes ids by them: bpe.py. From tokenizer
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -219,48 +219,55 @@ def open_pieces(path: Path) -> Pieces:
     raises  CheckpointError: anything that could lead a reader out of the arrays, or nowhere
     """
 
-    def require(right: bool | np.bool_, why: str) -> None:
-        if not right:
-            raise CheckpointError(f"{path}: {why}; the file is damaged or of another kind, make or download it again")
+    def damaged(why: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {why}; the file is damaged or of another kind, make or download it again")
 
     tensors = open_safetensors(path)
     arrays: dict[str, Any] = {}
     for name in ("layout", *array_names()):
-        require(name in tensors, f"there is no {name}")
-        tensor, kind = tensors[name], "U8" if name in BYTES else "I32"
-        require(tensor.dtype == kind and len(tensor.shape) == 1, f"{name} is no row of {kind}")
+        kind = "U8" if name in BYTES else "I32"
+        if name not in tensors:
+            raise damaged(f"there is no {name}")
+        tensor = tensors[name]
+        if tensor.dtype != kind or len(tensor.shape) != 1:
+            raise damaged(f"{name} is no row of {kind}")
         mapped: AnyArray = np.frombuffer(tensor.source.map, DTYPES[kind], math.prod(tensor.shape), tensor.offset)
         arrays[name] = np.require(mapped, DTYPES[kind].newbyteorder("="), "A")
     layout = arrays.pop("layout")
-    require(len(layout) == 2 and layout[0] == LAYOUT, f"layout is {layout.tolist()[:2]}, expected [{LAYOUT}, pieces]")
+    if len(layout) != 2 or layout[0] != LAYOUT:
+        raise damaged(f"layout is {layout.tolist()[:2]}, expected [{LAYOUT}, pieces]")
     found = Pieces(path, **arrays, pieces=int(layout[1]))
-    V = len(found.starts) - 1
-    lengths = np.diff(found.starts.astype(np.int64))  # in int32, starts could run past 2^31 and around
-    require(V >= 1 and 0 <= found.pieces <= V, f"{found.pieces} of {V} ids are pieces")
-    require(
-        found.starts[0] == 0
-        and found.starts[-1] == len(found.text)
-        and lengths.min() >= 1
-        and lengths.max() <= LONGEST,
-        f"starts do not part {len(found.text):,} bytes into pieces of 1 to {LONGEST}",
-    )
-    for name, expected in (("ranks", V), ("splits", V), ("byte_ids", 256), ("special", len(found.added))):
-        require(len(arrays[name]) == expected, f"{name} has {len(arrays[name])} elements, expected {expected}")
-    require(found.ranks.min() >= -1, "a rank is below -1")
-    for name in ("added", "byte_ids", "prefix", "suffix"):
-        ids = arrays[name]
-        require(not ids.size or 0 <= ids.min() <= ids.max() < V, f"{name} names an id that none of the {V} pieces has")
-    slots, id_bits = found.slots, bits_of_ids(V)
-    require(
-        len(slots) >= 1 << id_bits
-        and len(slots) & len(slots) - 1 == 0
-        and slots.min() == -1
-        and (slots & (1 << id_bits) - 1)[slots >= 0].max(initial=0) < V,
-        "slots are no hash table of the pieces",
-    )
-    longest = np.diff(np.flatnonzero(slots < 0), prepend=-1, append=len(slots)).max()
-    require(longest <= MAX_PROBES, f"{longest - 1:,} slots without a gap would be searched one by one")
+    for why in faults(found):
+        raise damaged(why)
     return found
+
+
+def faults(pieces: Pieces) -> Iterator[str]:
+    """What is wrong with arrays from a file. Each is looked for where those before it are not found."""
+    V, text, starts = len(pieces.starts) - 1, pieces.text, pieces.starts
+    lengths = np.diff(starts.astype(np.int64))  # in int32, starts could run past 2^31 and around
+    if not (V >= 1 and 0 <= pieces.pieces <= V):
+        yield f"{pieces.pieces} of {V} ids are pieces"
+    if not (starts[0] == 0 and starts[-1] == len(text) and lengths.min() >= 1 and lengths.max() <= LONGEST):
+        yield f"starts do not part {len(text):,} bytes into pieces of 1 to {LONGEST}"
+    for name, expected in (("ranks", V), ("splits", V), ("byte_ids", 256), ("special", len(pieces.added))):
+        if (count := len(getattr(pieces, name))) != expected:
+            yield f"{name} has {count} elements, expected {expected}"
+    if pieces.ranks.min() < -1:
+        yield "a rank is below -1"
+    for name in ("added", "byte_ids", "prefix", "suffix"):
+        ids = getattr(pieces, name)
+        if ids.size and not 0 <= ids.min() <= ids.max() < V:
+            yield f"{name} names an id that none of the {V} pieces has"
+    slots, id_bits = pieces.slots, bits_of_ids(V)
+    size = len(slots)
+    if size < 1 << id_bits or size & size - 1 or slots.min() != -1:
+        yield "slots are no hash table of the pieces"
+    if (slots & (1 << id_bits) - 1)[slots >= 0].max(initial=0) >= V:
+        yield "slots are no hash table of the pieces"
+    longest = np.diff(np.flatnonzero(slots < 0), prepend=-1, append=size).max()
+    if longest > MAX_PROBES:
+        yield f"{longest - 1:,} slots without a gap would be searched one by one"
 
 
 def bits_of_ids(V: int) -> int:
