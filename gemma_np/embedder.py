@@ -1,4 +1,7 @@
-"""EmbeddingGemma: texts in, vectors out, with sentence-transformers' names and meanings."""
+"""EmbeddingGemma: texts in, vectors out, with sentence-transformers' names and meanings.
+
+The file is long because one class is what people import, and its docstrings are what `help(EmbeddingGemma)` shows.
+"""
 
 import logging
 import os

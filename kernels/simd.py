@@ -6,7 +6,7 @@ register of AVX-512, two of AVX2 or four of Neon, so one source serves every mac
 
 Every instruction is here with two bodies: the LLVM instructions that it becomes, and its meaning in NumPy. With
 NUMBA_DISABLE_JIT=1 the meanings run, kernels are plain Python, and an access outside the arrays that were lent
-(`lend`) is an IndexError.
+(`lend`) is an IndexError. The file is long because an alphabet is best read in one place.
 """
 
 import bisect

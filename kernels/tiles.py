@@ -9,7 +9,8 @@ compiles in a fifth of a second.
     tile_q4_0     the same with 4-bit weights, once first_q4_0 has unpacked them
 
 Bytes are multiplied by the column's own instruction (`dot`); a row's sums are added in the same order in every tile
-shape, so a row's result does not depend on its neighbours.
+shape, so a row's result does not depend on its neighbours. The file is long because an emitter is one thought: cut, its
+registers could no longer be counted.
 """
 
 from collections.abc import Callable
