@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layer_diff import our_steps
+from make_goldens import weights_sha256
 from zoo import TEXTS, ZOO
 
 from gemma_np import EmbeddingGemma
@@ -36,3 +38,22 @@ def test_vectors_and_ids_are_those_of_sentence_transformers(name: str, nano_floa
 
 def test_the_zoo_and_the_goldens_have_the_same_animals() -> None:
     assert set(GOLDENS) - {"made_by", "versions", "weights"} == {*ZOO, "nano"}
+
+
+STEPS: dict[str, Any] = json.loads((Path(__file__).parent / "goldens_steps.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(set(STEPS) - {"made_by", "versions"}))
+def test_every_step_is_hugging_faces(name: str, nano_float: Path, tmp_path: Path) -> None:
+    """The first step that parts is named. A text three windows long, so that a wrong window shows."""
+    folder = nano_float if name == "nano" else ZOO[name].make(tmp_path / "checkpoint")
+    golden = STEPS[name]
+    assert weights_sha256(folder) == golden["weights_sha256"], "other weights; run tools/make_goldens.py"
+    seen = our_steps(EmbeddingGemma(folder), np.array(golden["ids"], np.int32))
+    assert list(seen) == list(golden["steps"])
+    for step, expected in golden["steps"].items():
+        assert list(seen[step].shape) == expected["shape"], step
+        error = np.abs(seen[step].reshape(-1)[expected["at"]] - np.float32(expected["is"])) / expected["largest"]
+        # Two float32 engines: each of up to seven products in a row sums up to 384 terms, off by sqrt(384) * 2^-24
+        # (1.2e-6) of the step's size where errors are random; the norms in between keep that share.
+        assert error.max() <= 1e-5, f"{step}, entry {expected['at'][error.argmax()]}: {error.max():.1e}"

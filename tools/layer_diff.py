@@ -62,15 +62,20 @@ def our_steps(model: EmbeddingGemma, ids: Array) -> dict[str, Array]:
     return steps
 
 
+def like_ours(theirs: Array, ours: Array) -> Array:
+    """Hugging Face's array of a step in our shape: q_norm and k_norm are [N, T, H] there, [T, N, H] here."""
+    if theirs.ndim == 3 and theirs.shape != ours.shape:
+        theirs = theirs.transpose(1, 0, 2)
+    return theirs.reshape(ours.shape)
+
+
 def compare(ours: dict[str, Array], theirs: dict[str, Array], tolerance: float) -> list[tuple[str, float, bool]]:
     """(step, largest difference relative to the step's largest value, whether it is within the tolerance), in order."""
     rows = []
     for name, array in ours.items():
-        other = theirs[name]
-        if other.ndim == 3 and other.shape != array.shape:  # q_norm and k_norm: [N, T, H] there, [T, N, H] here
-            other = other.transpose(1, 0, 2)
+        other = like_ours(theirs[name], array)
         scale = max(float(np.abs(other).max()), 1e-30)
-        difference = float(np.abs(array - other.reshape(array.shape)).max()) / scale
+        difference = float(np.abs(array - other).max()) / scale
         rows.append((name, difference, difference <= tolerance))
     return rows
 
