@@ -27,8 +27,8 @@ import pytest
 
 from gemma_np import EmbeddingGemma, __version__, kernels
 from gemma_np.arrays import Float32
+from gemma_np.cli import embed, writers
 from gemma_np.cli import main as cli
-from gemma_np.cli import writers
 
 COMMANDS = ("embed", "similarity", "rank", "info", "warmup", "verify")
 TEXTS = ["Mars is red", "", 'a "quoted", text', "naïve 日本 🪐", "  spaces  "]
@@ -126,7 +126,7 @@ def same_bits(a: Float32, b: Float32) -> bool:
 # Embed
 
 
-@pytest.mark.parametrize("format", cli.FORMATS)
+@pytest.mark.parametrize("format", embed.FORMATS)
 def test_every_format_holds_the_vectors_of_encode_bit_for_bit(
     run: Run, small: Path, model: EmbeddingGemma, format: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_every_format_holds_the_vectors_of_encode_bit_for_bit(
     assert same_bits(vectors_of(format, done.out), model.encode(TEXTS))
 
 
-@pytest.mark.parametrize("format", cli.FORMATS)
+@pytest.mark.parametrize("format", embed.FORMATS)
 def test_o_writes_the_same_bytes_as_stdout(run: Run, small: Path, tmp_path: Path, format: str) -> None:
     shown = run("embed", "-m", small, "--format", format, *TEXTS)
     done = run("embed", "-m", small, "--format", format, *TEXTS, "-o", tmp_path / "out")
@@ -205,7 +205,7 @@ def test_title_is_the_title_of_encode_document(run: Run, small: Path, model: Emb
 
 
 def test_dim_is_the_truncation_of_encode(run: Run, small: Path, model: EmbeddingGemma) -> None:
-    for format in cli.FORMATS:
+    for format in embed.FORMATS:
         done = run("embed", "-m", small, "--dim", 16, "--format", format, *TEXTS)
         assert same_bits(vectors_of(format, done.out), model.encode(TEXTS, truncate_dim=16))
 
@@ -296,7 +296,7 @@ def test_a_run_that_is_stopped_leaves_an_existing_file_as_it_was(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("redirection", [">/dev/full", "-o /dev/full"])
-@pytest.mark.parametrize("format", cli.FORMATS)
+@pytest.mark.parametrize("format", embed.FORMATS)
 def test_a_full_disk_is_one_line(process: Any, small: Path, redirection: str, format: str) -> None:
     running = process("embed", "-m", small, "--format", format, *TEXTS, shell=redirection)
     out, err = running.communicate()
@@ -576,7 +576,7 @@ def test_too_little_memory_is_one_line(run: Run, small: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "load", full)
+    monkeypatch.setattr(embed, "load", full)
     done = run("embed", "-m", small, "a")
     assert (done.status, done.out, done.err) == (1, b"", "gemma-np: error: there is not enough memory\n")
 

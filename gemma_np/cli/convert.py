@@ -1,0 +1,53 @@
+"""`gemma-np quantize`, `dequantize` and `export-gguf`: a model in other files."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemma_np.cli.arguments import named_model
+from gemma_np.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma_np.checkpoint.saving import Saved
+
+GGUF_FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
+
+
+def run_quantize(arguments: argparse.Namespace) -> None:
+    saved = save(arguments, arguments.format)
+    print(f"{arguments.output}: {saved.nbytes / 1e6:.1f} MB, {arguments.format}")
+    if saved.cosines is not None:
+        cosines = saved.cosines
+        print(f"cosine to float32, {len(cosines)} texts: mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
+
+
+def run_dequantize(arguments: argparse.Namespace) -> None:
+    print(f"{arguments.output}: {save(arguments, 'float32').nbytes / 1e6:.1f} MB, float32")
+
+
+def save(arguments: argparse.Namespace, format: str) -> "Saved":
+    from gemma_np import hub
+    from gemma_np.checkpoint import saving
+    from gemma_np.checkpoint.source import open_source
+
+    source = open_source(hub.locate(named_model(arguments)))
+    return saving.save(source, Path(os.path.expanduser(arguments.output)), format)
+
+
+def run_export_gguf(arguments: argparse.Namespace) -> None:
+    from gemma_np import hub
+    from gemma_np.checkpoint.source import open_source
+    from gemma_np.cli import writers
+    from gemma_np.gguf.export import export
+
+    path = hub.locate(named_model(arguments))
+    dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
+    source = open_source(path, dense if path.is_file() or dense else None)
+    output = Path(os.path.realpath(os.path.expanduser(arguments.output)))
+    if output.exists() and output.samefile(path):
+        raise InputError(f"{output} is the model itself; name another file")
+    with writers.replaced(output) as file:
+        export(source, file, arguments.format, heads=dense is not False)
+        nbytes = file.tell()
+    print(f"{arguments.output}: {nbytes / 1e6:.1f} MB, {arguments.format or 'types as they were'}")

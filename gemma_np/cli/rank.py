@@ -1,0 +1,27 @@
+"""`gemma-np rank` and `gemma-np similarity`: how near texts are to each other."""
+
+import argparse
+
+from gemma_np.cli.arguments import load, texts_of
+
+
+def run_rank(arguments: argparse.Namespace) -> None:
+    texts = list(texts_of(arguments))
+    model = load(arguments)
+    query = model.encode_query(arguments.query, truncate_dim=arguments.dim)
+    documents = model.encode_document(texts, truncate_dim=arguments.dim)
+    scores = model.similarity(query, documents)[0]
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])
+    for place, i in enumerate(order[: arguments.top], 1):
+        print(f"{place:>3}  {scores[i]:7.4f}  {texts[i]}")
+
+
+def run_similarity(arguments: argparse.Namespace) -> None:
+    from gemma_np.prompts import known_prompts
+
+    model = load(arguments)
+    default = "STS" if "STS" in known_prompts(model.prompts) else None
+    a, b = model.encode(
+        [arguments.a, arguments.b], prompt_name=arguments.prompt_name or default, truncate_dim=arguments.dim
+    )
+    print(f"{model.similarity(a, b)[0, 0]:.4f}")
