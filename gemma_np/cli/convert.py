@@ -38,7 +38,7 @@ def save(arguments: argparse.Namespace, format: str) -> "Saved":
 def run_export_gguf(arguments: argparse.Namespace) -> None:
     from gemma_np import hub
     from gemma_np.checkpoint.source import open_source
-    from gemma_np.cli import writers
+    from gemma_np.files.writing import replaced
     from gemma_np.gguf.export import export
 
     path = hub.locate(named_model(arguments))
@@ -47,7 +47,7 @@ def run_export_gguf(arguments: argparse.Namespace) -> None:
     output = Path(os.path.realpath(os.path.expanduser(arguments.output)))
     if output.exists() and output.samefile(path):
         raise InputError(f"{output} is the model itself; name another file")
-    with writers.replaced(output) as file:
+    with replaced(output) as file:
         export(source, file, arguments.format, heads=dense is not False)
         nbytes = file.tell()
     print(f"{arguments.output}: {nbytes / 1e6:.1f} MB, {arguments.format or 'types as they were'}")

@@ -8,13 +8,14 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from gemma_np.arrays import Float32
+from gemma_np.files.writing import replaced
 
 Batches = Iterable[tuple[list[str], Float32]]  # texts and their vectors, [B, dim]
 
@@ -54,27 +55,6 @@ def destination(name: str | None) -> Iterator[IO[bytes]]:
         # the name of our temporary file would help nobody, and a full disk has none
         where = error.filename if isinstance(error.filename, str) and os.path.exists(error.filename) else None
         raise OSError(error.errno, error.strerror, where or name or "stdout") from None
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A new content for a file: written under another name beside it, and renamed at the end.
-
-    Whatever goes wrong before, Ctrl-C and a full disk too, an existing file stays as it was and nothing half-written is
-    left. The new file has the old one's permissions.
-    """
-    descriptor, beside = tempfile.mkstemp(prefix=".gemma-np-", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
-        os.chmod(beside, mode)  # mkstemp makes files for the owner alone
-        os.replace(beside, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
 
 
 def numbers(row: Float32) -> str:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from gemma_np.errors import InputError
 
@@ -32,6 +33,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A new content for a file: written under another name beside it, and renamed at the end.
+
+    Whatever goes wrong before, Ctrl-C and a full disk too, an existing file stays as it was and nothing half-written is
+    left. The new file has the old one's permissions.
+    """
+    descriptor, beside = tempfile.mkstemp(prefix=".gemma-np-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
+        os.chmod(beside, mode)  # mkstemp makes files for the owner alone
+        os.replace(beside, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
 
 
 def sha256(path: Path) -> str:

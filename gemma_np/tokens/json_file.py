@@ -17,9 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gemma_np.cli.writers import replaced
 from gemma_np.errors import CheckpointError
 from gemma_np.files.mapped import read_json_object
+from gemma_np.files.writing import replaced
 from gemma_np.tokens.pieces import SPACE, Pieces, joined, make_pieces
 
 Merge = tuple[str, str]

@@ -15,9 +15,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from gemma_np.arrays import AnyArray, Int32
-from gemma_np.cli.writers import replaced
 from gemma_np.errors import CheckpointError
 from gemma_np.files.safetensors import open_safetensors
+from gemma_np.files.writing import replaced
 from gemma_np.kernels.plan import HASH_BASE, HASH_PRIME
 
 FILE = "tokenizer.safetensors"
