@@ -63,7 +63,14 @@ class WeightsError(GemmaError):
 
 
 class InputError(GemmaError, ValueError):
-    """An argument is outside what the call accepts."""
+    """An argument is outside what the call accepts.
+
+    text  the number of the text that is not accepted, from 0, as the message has it; None: it is no single text
+    """
+
+    def __init__(self, message: str, *, text: int | None = None) -> None:
+        super().__init__(message)
+        self.text = text
 
 
 class HubError(GemmaError):

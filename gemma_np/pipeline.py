@@ -101,7 +101,8 @@ class Pipeline:
         if truncated and not truncate:
             raise InputError(
                 f"text {truncated[0]} has {lengths[truncated[0] - first]:,} tokens, prompt, BOS and EOS included, and "
-                f"the model takes {self.max_seq_length:,}; shorten it, or let it be cut with truncate=True"
+                f"the model takes {self.max_seq_length:,}; shorten it, or let it be cut with truncate=True",
+                text=truncated[0],
             )
         return ids, truncated
 
@@ -206,5 +207,5 @@ def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0)
     for what, group in (("text", texts), ("the prompt of text", each)):
         for i, string in enumerate(group, first):
             if not isinstance(string, str):
-                raise InputError(f"{what} {i} is {described(string)}, expected a string")
+                raise InputError(f"{what} {i} is {described(string)}, expected a string", text=i)
     return [prompt + text for prompt, text in zip(each, texts, strict=True)]

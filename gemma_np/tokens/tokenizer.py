@@ -118,7 +118,8 @@ class Tokenizer:
             if array.size and array.max() >= self._rows:
                 raise InputError(
                     f"text {i} holds the token {self._encoder.name(int(array.max()))} (id {array.max()}), "
-                    f"for which the embedding table of {self._rows:,} rows has none; take it out of the text"
+                    f"for which the embedding table of {self._rows:,} rows has none; take it out of the text",
+                    text=i,
                 )
 
     def prompt_length(self, prompt: str) -> int:
@@ -135,5 +136,6 @@ def _check_unicode(i: int, text: str) -> None:
     except UnicodeEncodeError as error:
         raise InputError(
             f"text {i} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
-            "Unicode text; decode its source with errors='replace'"
+            "Unicode text; decode its source with errors='replace'",
+            text=i,
         ) from None
