@@ -3,7 +3,6 @@
 The file is long because one class is what people import, and its docstrings are what `help(EmbeddingGemma)` shows.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from gemma_np.output import Wanted
 from gemma_np.pipeline import Pipeline, prompted
 from gemma_np.prompts import known_prompts, prompt_named, titled
 
-log = logging.getLogger("gemma_np")
 Texts = str | Iterable[str]
 
 
@@ -359,16 +357,15 @@ class EmbeddingGemma(Pipeline):
         self._similarity_fn_name = value
 
     def _warn(self, cut: list[int], doubled: list[int]) -> None:
-        """Once for each line that calls; which texts they were goes to the log."""
+        """Warn of texts that were cut, or have their prompt twice."""
         if cut:
             warn(
                 f"a text had more than {self.max_seq_length:,} tokens and was cut there; truncate=False raises an "
-                "error instead"
+                "error instead",
+                texts=cut,
             )
-            log.info("cut at %d tokens: texts %s", self.max_seq_length, cut)
         if doubled:
-            warn("a text begins with the prompt already; now it stands there twice")
-            log.info("begin with the prompt already: texts %s", doubled)
+            warn("a text begins with the prompt already; now it stands there twice", texts=doubled)
 
 
 def _checked_prompts(prompts: Mapping[str, str | None]) -> dict[str, str]:

@@ -15,6 +15,7 @@ A message says what, where, what was expected and what to do next.
 import operator
 import sys
 import warnings
+from collections.abc import Sequence
 
 FULL_MODEL = "google/embeddinggemma-300m"  # where messages send people
 
@@ -34,16 +35,16 @@ def positive(name: str, value: object, most: int | None = None, of: str = "") ->
     return number
 
 
-def warn(message: str) -> None:
+def warn(message: str, texts: Sequence[int] = ()) -> None:
     """A GemmaWarning that points at the line outside of gemma_np that led here.
 
-    Python shows a warning once for each line and text, and keeps each text: so no text has numbers that change from
-    call to call.
+    texts   the numbers of the texts that it is about; the message has none, for Python keeps each message that it
+            has shown, so that each is shown once for a line of code
     """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gemma_np":
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, GemmaWarning, stacklevel=level)
+    warnings.warn(GemmaWarning(message, texts=texts), stacklevel=level)
 
 
 class GemmaError(Exception):
@@ -78,4 +79,11 @@ class HubError(GemmaError):
 
 
 class GemmaWarning(UserWarning):
-    """The call goes on, but perhaps not as you meant."""
+    """The call goes on, but perhaps not as you meant.
+
+    texts  the numbers of the texts that it is about, from 0; the message lists the first of them
+    """
+
+    def __init__(self, message: str, *, texts: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.texts = tuple(texts)

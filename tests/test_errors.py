@@ -1,4 +1,4 @@
-"""Errors say in their attributes, too, which text they are about."""
+"""Errors and warnings say in their attributes, too, which texts they are about."""
 
 import pickle
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gemma_np import EmbeddingGemma, InputError
+from gemma_np.errors import GemmaWarning
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,13 @@ def test_an_input_error_about_no_text_has_no_number(small: Path) -> None:
     with pytest.raises(InputError) as caught:
         EmbeddingGemma(small).encode(["a"], precision="int3")
     assert caught.value.text is None
+
+
+def test_a_warning_has_the_numbers_of_its_texts(small: Path) -> None:
+    model = EmbeddingGemma(small)
+    with pytest.warns(GemmaWarning, match="2 of the texts") as caught:
+        model.encode(["a " * 3000, "b", "c " * 3000])
+    assert [warning.message.texts for warning in caught] == [(0, 2)]  # type: ignore[union-attr]
+    with pytest.warns(GemmaWarning, match="1 of the texts") as caught:
+        model.encode(["a", f"{model.prompts['query']}b"], prompt_name="query")
+    assert [warning.message.texts for warning in caught] == [(1,)]  # type: ignore[union-attr]
