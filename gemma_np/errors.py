@@ -81,7 +81,7 @@ class HubError(GemmaError):
 class GemmaWarning(UserWarning):
     """The call goes on, but perhaps not as you meant.
 
-    texts  the numbers of the texts that it is about, from 0; the message lists the first of them
+    texts  the numbers of the texts that it is about, from 0
     """
 
     def __init__(self, message: str, *, texts: Sequence[int] = ()) -> None:

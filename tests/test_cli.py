@@ -27,7 +27,7 @@ import pytest
 
 from gemma_np import EmbeddingGemma, __version__, kernels
 from gemma_np.arrays import Float32
-from gemma_np.cli import embed, writers
+from gemma_np.cli import convert, embed, writers
 from gemma_np.cli import main as cli
 
 COMMANDS = ("embed", "similarity", "rank", "info", "warmup", "verify")
@@ -623,6 +623,32 @@ def test_every_help_names_the_common_options(run: Run, command: str) -> None:
     text = run(command, "--help").out.decode()
     for option in ("-m MODEL", "--model MODEL", "--threads N", "--quantization FORMAT"):
         assert option in text
+
+
+def test_choices_are_those_of_the_code_that_honours_them() -> None:
+    """They are typed twice, because the originals come with NumPy."""
+    from gemma_np.gguf import export
+    from gemma_np.weights import quantize
+
+    assert tuple(writers.WRITERS) == embed.FORMATS
+    assert convert.GGUF_FORMATS == export.FORMATS
+    assert convert.QUANTIZATIONS == quantize.QUANTIZATIONS
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["embed", "--help"], ["embed", "--bogus"], ["bogus"]])
+def test_help_and_mistakes_do_not_wait_for_numpy(words: list[str]) -> None:
+    code = (
+        "import sys; from gemma_np.cli.main import parsed\n"
+        f"try: parsed({words!r})\n"
+        "except SystemExit: sys.exit('numpy' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_stands_in_the_readme(command: str) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert re.search(rf"^    gemma-np {command} ", readme, re.MULTILINE)
 
 
 def test_the_installed_command_is_this_one() -> None:

@@ -54,7 +54,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """Runs `gemma-np verify` with a stand-in: -> status, stdout, stderr."""
 
     def check(model: object, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli, "load", lambda _: model)
+        monkeypatch.setattr(verify, "load", lambda _: model)
         status = cli.main(["verify", "copy", *map(str, arguments)])
         return status, *capsys.readouterr()
 

@@ -2,9 +2,25 @@
 
 import argparse
 
-from gemma_np.cli.arguments import load, texts_of
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, load, positive
+from gemma_np.cli.texts import add_texts, texts_of
 
-FORMATS = ("json", "jsonl", "npy", "csv", "base64")
+FORMATS = ("json", "jsonl", "npy", "csv", "base64")  # as writers.WRITERS, which come with NumPy
+
+
+def add_embed(parser: Parser) -> None:
+    add_texts(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="written when all is done; default: stdout")
+    parser.add_argument("--format", choices=FORMATS, default="json", help="default: json, a list of lists")
+    parser.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
+    parser.add_argument("--title", help="the documents' title (implies --prompt-name document)")
+    parser.add_argument(
+        "--dim", type=positive, metavar="N", help="keep N dimensions (trained: 768, 512, 256, 128; nano: 384 to 64)"
+    )
+    add_model(parser)
+    add_dense(parser)
+    add_computing(parser)
+    parser.set_defaults(run=run_embed)
 
 
 def run_embed(arguments: argparse.Namespace) -> None:

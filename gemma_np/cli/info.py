@@ -4,6 +4,7 @@ Of the weights only headers are read; the tokenizer is opened, which takes a sec
 checkpoint that the engine refuses.
 """
 
+import argparse
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from gemma_np.checkpoint.bundle import damaged_files, is_bundle
 from gemma_np.checkpoint.fingerprint import fingerprint
 from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.checkpoint.source import Settings
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, located
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
 from gemma_np.kernels.cores import usable_cores
@@ -26,6 +28,20 @@ from gemma_np.pipeline import chosen
 from gemma_np.prompts import known_prompts
 from gemma_np.weights.loading import Stored, formats_held
 from gemma_np.weights.quantize import BITS
+
+
+def add_info(parser: Parser) -> None:
+    add_path(parser)
+    parser.add_argument("--check", action="store_true", help="verify the checksums of a quantised folder")
+    add_model(parser)
+    add_dense(parser)
+    add_computing(parser)
+    parser.set_defaults(run=run_info)
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    path, dense = located(arguments)
+    report(path, arguments.quantization, arguments.threads, arguments.check, dense)
 
 
 def report(

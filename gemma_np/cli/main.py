@@ -7,14 +7,63 @@ import signal
 import sys
 import threading
 import warnings
+from importlib import import_module
+from typing import NamedTuple
 
 from gemma_np import __version__
-from gemma_np.cli.arguments import QUANTIZATIONS, UNWRAPPED, Parser, command, failed, load, named_model, positive
-from gemma_np.cli.convert import GGUF_FORMATS, run_dequantize, run_export_gguf, run_quantize
-from gemma_np.cli.embed import FORMATS, run_embed
-from gemma_np.cli.rank import run_rank, run_similarity
-from gemma_np.cli.warmup import run_warmup
+from gemma_np.cli.arguments import UNWRAPPED, Parser, failed
 from gemma_np.errors import GemmaError, InputError
+
+
+class Command(NamedTuple):
+    """A line of `gemma-np --help`, and where the rest is.
+
+    arguments  module:function, which adds the command's arguments and its `run` to a parser. It is imported when the
+               command is used: `info` needs the kernels, and `--help` shall not wait for them
+    """
+
+    arguments: str
+    help: str
+    example: str
+
+
+COMMANDS = {
+    "embed": Command("gemma_np.cli.embed:add_embed", "texts to vectors", 'gemma-np embed "a text" "another"'),
+    "similarity": Command(
+        "gemma_np.cli.rank:add_similarity", "how alike two texts are", 'gemma-np similarity "a cat" "a kitten"'
+    ),
+    "rank": Command(
+        "gemma_np.cli.rank:add_rank",
+        "texts by their relevance to a query",
+        'gemma-np rank "red planet" "Mars is red" "Venus is hot"',
+    ),
+    "info": Command("gemma_np.cli.info:add_info", "what a model is, and which kernels run", "gemma-np info nano"),
+    "quantize": Command(
+        "gemma_np.cli.convert:add_quantize",
+        "a model in int8 or int4, in a folder that opens in an instant and with little memory",
+        "gemma-np quantize nano --format q4_0 -o nano-q4_0",
+    ),
+    "dequantize": Command(
+        "gemma_np.cli.convert:add_dequantize",
+        "a quantised folder back to a float32 checkpoint, which sentence-transformers loads",
+        "gemma-np dequantize nano -o nano-float32",
+    ),
+    "export-gguf": Command(
+        "gemma_np.cli.convert:add_export_gguf",
+        "a model in one GGUF file, with Dense heads and tokenizer, for llama.cpp",
+        "gemma-np export-gguf google/embeddinggemma-300m --format q8_0 -o embeddinggemma.gguf",
+    ),
+    "warmup": Command(
+        "gemma_np.cli.warmup:add_warmup",
+        "compile the kernels now, so that the first text does not wait for it",
+        "gemma-np warmup nano --quantization q8_0",
+    ),
+    "verify": Command(
+        "gemma_np.cli.verify:add_verify",
+        "does this copy of EmbeddingGemma-300m give the published outputs?",
+        "gemma-np verify google/embeddinggemma-300m",
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +82,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parsed(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what is half-written goes away
+    return finished(arguments)
+
+
+def finished(arguments: argparse.Namespace) -> int:
+    """Run the command; whatever goes wrong is one line and a status."""
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -57,8 +111,9 @@ def main(argv: list[str] | None = None) -> int:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Options may stand among the texts, `rank QUERY --top 2 TEXT TEXT`: argparse gives up at the second
     run of texts, so that they come back as unknown here."""
-    top = parser()
-    arguments, rest = top.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    top = parser(next((word for word in words if not word.startswith("-")), None))
+    arguments, rest = top.parse_known_args(words)
     options = rest[: rest.index("--")] if "--" in rest else rest
     if rest and ("texts" not in arguments or any(option.startswith("-") for option in options)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -68,123 +123,25 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands with their arguments; each help ends with an example that runs."""
+def parser(name: str | None) -> Parser:
+    """All commands, of which the one called `name` has its arguments; each help ends with an example that runs."""
     top = Parser(
         prog="gemma-np",
         formatter_class=UNWRAPPED,
         description="Text embeddings with EmbeddingGemma, in NumPy.",
-        epilog='example:  gemma-np rank "red planet" "Mars is red" "Venus is hot"',
+        epilog=f"example:  {COMMANDS['rank'].example}",
     )
     top.add_argument("--version", action="version", version=f"gemma-np {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    embed = command(commands, "embed", run_embed, "texts to vectors", 'gemma-np embed "a text" "another"')
-    embed.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: the lines of FILE or of stdin")
-    embed.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
-    embed.add_argument("-o", "--output", metavar="FILE", help="written when all is done; default: stdout")
-    embed.add_argument("--format", choices=FORMATS, default="json", help="default: json, a list of lists")
-    embed.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
-    embed.add_argument("--title", help="the documents' title (implies --prompt-name document)")
-    embed.add_argument(
-        "--dim",
-        type=positive,
-        metavar="N",
-        help="keep N dimensions (trained: 768, 512, 256, 128; nano: 384 to 64)",
-    )
-
-    similarity = command(
-        commands,
-        "similarity",
-        run_similarity,
-        "how alike two texts are",
-        'gemma-np similarity "a cat" "a kitten"',
-    )
-    similarity.add_argument("a", metavar="A")
-    similarity.add_argument("b", metavar="B")
-    similarity.add_argument("--prompt-name", metavar="NAME", help="default: STS, where the model has it")
-    similarity.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
-
-    rank = command(commands, "rank", run_rank, "texts by their relevance to a query", top.epilog[10:])  # type: ignore[index]
-    rank.add_argument("query", metavar="QUERY")
-    rank.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: the lines of FILE or of stdin")
-    rank.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
-    rank.add_argument("--top", type=positive, metavar="N", help="print the best N only")
-    rank.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
-
-    info = command(commands, "info", run_info, "what a model is, and which kernels run", "gemma-np info nano")
-    info.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
-    info.add_argument("--check", action="store_true", help="of a quantised folder: compare files with their checksums")
-
-    quantize = command(
-        commands,
-        "quantize",
-        run_quantize,
-        "a model in int8 or int4, in a folder that opens in an instant and with little memory",
-        "gemma-np quantize nano --format q4_0 -o nano-q4_0",
-    )
-    quantize.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
-    quantize.add_argument(
-        "--format",
-        choices=QUANTIZATIONS,
-        default="q8_0",
-        help="q8_0 (int8, the default), q4_0 (int4) or mixed (int8 for attention, else int4)",
-    )
-    quantize.add_argument("-o", "--output", metavar="DIR", required=True, help="a new folder")
-
-    dequantize = command(
-        commands,
-        "dequantize",
-        run_dequantize,
-        "a quantised folder back to a float32 checkpoint, which sentence-transformers loads",
-        "gemma-np dequantize nano -o nano-float32",
-    )
-    dequantize.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
-    dequantize.add_argument("-o", "--output", metavar="DIR", required=True, help="a new folder")
-
-    export_gguf = command(
-        commands,
-        "export-gguf",
-        run_export_gguf,
-        "a model in one GGUF file, with Dense heads and tokenizer, for llama.cpp",
-        "gemma-np export-gguf google/embeddinggemma-300m --format q8_0 -o embeddinggemma.gguf",
-    )
-    export_gguf.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
-    export_gguf.add_argument("-o", "--output", metavar="FILE", required=True, help="written when all is done")
-    export_gguf.add_argument("--format", choices=GGUF_FORMATS, help="of the matrices; default: as they are")
-
-    warmup = command(
-        commands,
-        "warmup",
-        run_warmup,
-        "compile the kernels now, so that the first text does not wait for it",
-        "gemma-np warmup nano --quantization q8_0",
-    )
-    warmup.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
-
-    verify = command(
-        commands,
-        "verify",
-        run_verify,
-        "does this copy of EmbeddingGemma-300m give the published outputs?",
-        "gemma-np verify google/embeddinggemma-300m",
-    )
-    verify.add_argument("path", nargs="?", metavar="MODEL", help="the same as -m MODEL")
-    verify.add_argument("--goldens", metavar="FILE", help="embedding_gemma_goldens.json, to check long texts as well")
+    for each, command in COMMANDS.items():
+        added = commands.add_parser(
+            each,
+            formatter_class=UNWRAPPED,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:],
+            epilog=f"example:  {command.example}",
+        )
+        if each == name:
+            module, function = command.arguments.split(":")
+            getattr(import_module(module), function)(added)
     return top
-
-
-def run_info(arguments: argparse.Namespace) -> None:
-    from gemma_np import hub
-    from gemma_np.cli import info
-
-    path = hub.locate(named_model(arguments))
-    dense = hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
-    info.report(path, arguments.quantization, arguments.threads, arguments.check, dense)
-
-
-def run_verify(arguments: argparse.Namespace) -> None:
-    from gemma_np.cli import verify
-
-    arguments.model = named_model(arguments)
-    verify.report(load(arguments), arguments.model, arguments.goldens)

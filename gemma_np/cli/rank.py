@@ -2,7 +2,19 @@
 
 import argparse
 
-from gemma_np.cli.arguments import load, texts_of
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, load, positive
+from gemma_np.cli.texts import add_texts, texts_of
+
+
+def add_rank(parser: Parser) -> None:
+    parser.add_argument("query", metavar="QUERY")
+    add_texts(parser)
+    parser.add_argument("--top", type=positive, metavar="N", help="print the best N only")
+    parser.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
+    add_model(parser)
+    add_dense(parser)
+    add_computing(parser)
+    parser.set_defaults(run=run_rank)
 
 
 def run_rank(arguments: argparse.Namespace) -> None:
@@ -14,6 +26,17 @@ def run_rank(arguments: argparse.Namespace) -> None:
     order = sorted(range(len(texts)), key=lambda i: -scores[i])
     for place, i in enumerate(order[: arguments.top], 1):
         print(f"{place:>3}  {scores[i]:7.4f}  {texts[i]}")
+
+
+def add_similarity(parser: Parser) -> None:
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--prompt-name", metavar="NAME", help="default: STS, where the model has it")
+    parser.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
+    add_model(parser)
+    add_dense(parser)
+    add_computing(parser)
+    parser.set_defaults(run=run_similarity)
 
 
 def run_similarity(arguments: argparse.Namespace) -> None:

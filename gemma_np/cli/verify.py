@@ -4,6 +4,7 @@ Published by Google (the model card) and by users of the float32 model with sent
 shape with other weights, fine-tuned or synthetic, has other outputs: it is recognised, and told so.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemma_np.arrays import Float32
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, load, named_model
 from gemma_np.errors import GemmaError
 
 if TYPE_CHECKING:
@@ -37,6 +39,20 @@ VALUE_TOLERANCE = 1e-4  # float32 engines are up to 6e-5 from the float64 truth 
 COSINE_TOLERANCE = 1e-5
 
 Row = tuple[str, str, str, bool]
+
+
+def add_verify(parser: Parser) -> None:
+    add_path(parser)
+    parser.add_argument("--goldens", metavar="FILE", help="embedding_gemma_goldens.json, to check long texts as well")
+    add_model(parser)
+    add_dense(parser)
+    add_computing(parser)
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(arguments: argparse.Namespace) -> None:
+    arguments.model = named_model(arguments)
+    report(load(arguments), arguments.model, arguments.goldens)
 
 
 def report(model: "EmbeddingGemma", name: str, goldens: str | None) -> None:

@@ -2,7 +2,15 @@
 
 import argparse
 
-from gemma_np.cli.arguments import load, named_model
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, load, named_model
+
+
+def add_warmup(parser: Parser) -> None:
+    add_path(parser)
+    add_model(parser)
+    add_dense(parser)
+    add_computing(parser)
+    parser.set_defaults(run=run_warmup)
 
 
 def run_warmup(arguments: argparse.Namespace) -> None:
