@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gemma_np.arrays import Float32
 from gemma_np.cli import writers
+from gemma_np.errors import GemmaError
 
 
 def corner_cases() -> Float32:
@@ -31,7 +33,7 @@ def test_numbers_give_every_float32_back() -> None:
 
 @pytest.mark.parametrize("format", writers.WRITERS)
 def test_vectors_are_written_while_texts_stream_in(format: str, tmp_path: Path) -> None:
-    """A batch is asked for only when the one before is in the file; npy has the number of rows first and must wait."""
+    """A batch is asked for only when the one before is in the file."""
     written = []
 
     with open(tmp_path / "out", "wb") as file:
@@ -42,11 +44,7 @@ def test_vectors_are_written_while_texts_stream_in(format: str, tmp_path: Path) 
                 yield ["a", "b"], np.ones((2, 3), np.float32)
 
         writers.WRITERS[format](file, batches(), 3)
-    if format == "npy":
-        assert set(written) == {0}
-        assert np.load(tmp_path / "out").shape == (8, 3)
-    else:
-        assert written == sorted(set(written))
+    assert written == sorted(set(written))
 
 
 def test_texts_are_forgotten_when_their_vectors_are_there() -> None:
@@ -58,16 +56,73 @@ def test_texts_are_forgotten_when_their_vectors_are_there() -> None:
         for first, second in zip(numbers, numbers, strict=True):
             yield np.array([[int(first[5:])], [int(second[5:])]], np.float32)
 
-    for texts, vectors in kept.beside(encode()):
+    for texts, vectors in kept.paired_with(encode()):
         assert texts == [f"text {int(n)}" for n in vectors[:, 0]]
         assert not kept.waiting
 
 
-def test_npy_can_be_mapped_and_is_little_endian(tmp_path: Path) -> None:
-    with open(tmp_path / "out.npy", "wb") as file:
-        writers.write_npy(file, iter([(["a"], np.float32([[1, 2]]))]), 2)
-    assert np.load(tmp_path / "out.npy", mmap_mode="r").tolist() == [[1, 2]]
-    assert b"'<f4'" in (tmp_path / "out.npy").read_bytes()[:80]
+class Pipe(io.BytesIO):
+    """No way back."""
+
+    def seekable(self) -> bool:
+        return False
+
+    seek = tell = truncate = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 9, 10, 1000])
+def test_npy_is_what_numpy_saves(rows: int, tmp_path: Path) -> None:
+    """Byte for byte, whether the number of rows was known when the header was written or not."""
+    vectors = np.random.default_rng(rows).standard_normal((rows, 5), np.float32)
+    expected = io.BytesIO()
+    np.save(expected, vectors)
+    batches = [([""] * len(part), part) for part in np.split(vectors, range(7, rows, 7))]
+    with writers.destination(str(tmp_path / "out.npy")) as file:
+        writers.write_npy(file, iter(batches), 5)
+    assert (tmp_path / "out.npy").read_bytes() == expected.getvalue()
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy", mmap_mode="r"), vectors)
+    pipe = Pipe()
+    writers.write_npy(pipe, iter(batches), 5)
+    assert pipe.getvalue() == expected.getvalue()
+
+
+def test_the_header_of_npy_has_room_for_any_number_of_rows() -> None:
+    for rows in (0, 10**18):
+        header = io.BytesIO(writers.npy_header(rows, 768))
+        assert np.lib.format.read_magic(header) == (1, 0)
+        assert np.lib.format.read_array_header_1_0(header) == ((rows, 768), False, np.dtype("<f4"))
+        assert header.tell() == 128 == len(header.getvalue())
+
+
+def test_npy_in_a_file_needs_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    with writers.destination(str(tmp_path / "out.npy")) as file:
+        writers.write_npy(file, [(["a"], np.float32([[1, 2]]))], 2)
+        (only,) = tmp_path.iterdir()
+        assert only.stat().st_size == 128 + 8  # nothing waits elsewhere
+    assert np.load(tmp_path / "out.npy").tolist() == [[1, 2]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("rows", [1, 100_000])  # less than a buffer, and more
+def test_a_full_temporary_folder_is_named(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))  # noqa: SIM115
+    monkeypatch.setattr(tempfile, "tempdir", "/the/temporary/folder")
+    pipe = Pipe()
+    said = r"^/the/temporary/folder: No space left on device; .* with -o FILE, or name another folder in TMPDIR$"
+    with pytest.raises(GemmaError, match=said):
+        writers.write_npy(pipe, [([""] * rows, np.zeros((rows, 2), np.float32))], 2)
+    assert pipe.getvalue() == b""
+
+
+def test_a_temporary_folder_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_folder() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(GemmaError, match=r"^the temporary folder: No usable temporary directory found in \['/tmp'\]; "):
+        writers.write_npy(Pipe(), [], 2)
 
 
 def test_json_lines_hold_any_text() -> None:
@@ -97,8 +152,8 @@ def test_whatever_goes_wrong_a_file_is_whole_or_not_there(
 
 
 def test_a_failing_rename_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def replace(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted", str(tmp_path / ".gemma-np-x"))
+    def replace(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(source), None, str(target))
 
     monkeypatch.setattr(os, "replace", replace)
     path = tmp_path / "out"

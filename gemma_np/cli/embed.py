@@ -32,7 +32,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
     name = "document" if arguments.title is not None and arguments.prompt_name is None else arguments.prompt_name
     prompt = titled(model.resolve_prompt(name), arguments.title)
     kept = writers.Remembered(texts)
-    batches = kept.beside(model.stream(kept, prompt, truncate_dim=arguments.dim))
+    batches = kept.paired_with(model.stream(kept, prompt, truncate_dim=arguments.dim))
     dim = arguments.dim or model.get_embedding_dimension()
     with writers.destination(arguments.output) as file:
         writers.WRITERS[arguments.format](file, batches, dim)

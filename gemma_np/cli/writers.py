@@ -8,20 +8,19 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from gemma_np.arrays import Float32
+from gemma_np.errors import GemmaError
 from gemma_np.files.writing import replaced
 
 Batches = Iterable[tuple[list[str], Float32]]  # texts and their vectors, [B, dim]
 
 
 class Remembered(Iterable[str]):
-    """Texts that pass by once, each kept until its vector is there."""
+    """A one-pass stream of texts that remembers each one until its vector arrives."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -32,7 +31,7 @@ class Remembered(Iterable[str]):
             self.waiting.append(text)
             yield text
 
-    def beside(self, vectors: Iterable[Float32]) -> Batches:
+    def paired_with(self, vectors: Iterable[Float32]) -> Batches:
         """Each batch of vectors with its texts, which are forgotten then."""
         for batch in vectors:
             yield [self.waiting.popleft() for _ in batch], batch
@@ -40,7 +39,11 @@ class Remembered(Iterable[str]):
 
 @contextmanager
 def destination(name: str | None) -> Iterator[IO[bytes]]:
-    """Where output goes: stdout, a device, or a file that appears only when it is complete."""
+    """Where output goes: stdout, a device, or a file that appears only when it is complete.
+
+    Every OSError about it has the name that the user gave, or "stdout".
+    """
+    real = os.path.realpath(name or "")
     try:
         if name is None:
             yield sys.stdout.buffer
@@ -49,17 +52,17 @@ def destination(name: str | None) -> Iterator[IO[bytes]]:
             with open(name, "wb") as file:
                 yield file
         else:
-            with replaced(Path(os.path.realpath(name))) as file:  # a link stays a link
+            with replaced(Path(real)) as file:  # a link stays a link
                 yield file
     except OSError as error:
-        # the name of our temporary file would help nobody, and a full disk has none
-        where = error.filename if isinstance(error.filename, str) and os.path.exists(error.filename) else None
-        raise OSError(error.errno, error.strerror, where or name or "stdout") from None
+        if error.errno is None or error.filename not in (None, real):
+            raise
+        raise OSError(error.errno, error.strerror, name or "stdout") from None
 
 
 def numbers(row: Float32) -> str:
-    """A vector's entries with commas between. Nine digits are enough to get every float32 back exactly; for JSON "-0"
-    is the integer 0, so that zeros are written as 0.0 and -0.0."""
+    """A vector's entries, separated by commas. Nine digits give every float32 back exactly. JSON reads "-0" as the
+    integer 0, so zeros are written as 0.0 and -0.0."""
     return ",".join([f"{value:.9g}" if value else str(value) for value in row.tolist()])
 
 
@@ -84,7 +87,7 @@ def write_jsonl(file: IO[bytes], batches: Batches, dim: int) -> None:
 
 
 def write_csv(file: IO[bytes], batches: Batches, dim: int) -> None:
-    """One vector per line, commas between its entries, no header."""
+    """One vector per line, its entries separated by commas, no header."""
     for _, batch in batches:
         for row in batch:
             file.write(f"{numbers(row)}\n".encode())
@@ -100,16 +103,59 @@ def write_base64(file: IO[bytes], batches: Batches, dim: int) -> None:
 
 
 def write_npy(file: IO[bytes], batches: Batches, dim: int) -> None:
-    """NumPy's own format, float32 [texts, dim]. Its header says how many rows follow, so they wait on disk."""
+    """NumPy's own format, float32 [texts, dim]. Its header has the number of rows: it is written again at the end.
+
+    Pipes have no way back. Vectors for them, and for stdout, which may be the end of somebody's file, wait in a
+    temporary file.
+    """
+    if file is sys.stdout.buffer or not file.seekable():
+        write_npy_forwards(file, batches, dim)
+        return
     rows = 0
-    with tempfile.TemporaryFile() as spool:
+    file.write(npy_header(rows, dim))
+    for _, batch in batches:
+        file.write(batch.astype("<f4").tobytes())
+        file.flush()
+        rows += len(batch)
+    file.seek(0)
+    file.write(npy_header(rows, dim))
+
+
+def write_npy_forwards(file: IO[bytes], batches: Batches, dim: int) -> None:
+    """The same bytes, nothing before the last vector is there."""
+    rows = 0
+    with temporary_folder_named():
+        spool = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+    try:
         for _, batch in batches:
-            spool.write(batch.astype("<f4").tobytes())
+            with temporary_folder_named():
+                spool.write(batch.astype("<f4").tobytes())
             rows += len(batch)
-        spool.seek(0)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(file, header)
+        with temporary_folder_named():
+            spool.seek(0)
+        file.write(npy_header(rows, dim))
         shutil.copyfileobj(spool, file)
+    finally:
+        with suppress(OSError):  # on a full disk closing fails, too
+            spool.close()
+
+
+@contextmanager
+def temporary_folder_named() -> Iterator[None]:
+    """GemmaError with the folder's name when it cannot be written: OSErrors of unnamed files have none."""
+    try:
+        yield
+    except OSError as error:
+        raise GemmaError(
+            f"{tempfile.tempdir or 'the temporary folder'}: {error.strerror or error}; vectors for stdout in npy wait "
+            "there until their number is known: write them with -o FILE, or name another folder in TMPDIR"
+        ) from None
+
+
+def npy_header(rows: int, dim: int) -> bytes:
+    """The format's version 1.0, as np.save writes it: 128 bytes, padded with spaces so that `rows` can change."""
+    shape = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + shape.ljust(117).encode() + b"\n"
 
 
 WRITERS: dict[str, Callable[[IO[bytes], Batches, int], None]] = {
