@@ -271,9 +271,21 @@ def test_a_table_without_a_reader_is_no_error(process: Any, small: Path) -> None
     assert running.wait() == 0
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "said"), [(signal.SIGINT, 130, b"gemma-np: interrupted\n"), (signal.SIGTERM, 143, b"")]
-)
+STOPS = [
+    (signal.SIGINT, 130, b"gemma-np: interrupted\n"),
+    (signal.SIGTERM, 143, b""),
+    (signal.SIGHUP, 129, b""),
+    (signal.SIGXCPU, 152, b""),
+]
+
+
+def heard() -> None:
+    """A process in the background may have been started with signals ignored."""
+    for number, *_ in STOPS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(("number", "status", "said"), STOPS)
 def test_a_run_that_is_stopped_leaves_an_existing_file_as_it_was(
     process: Any, small: Path, tmp_path: Path, number: int, status: int, said: bytes
 ) -> None:
@@ -281,7 +293,7 @@ def test_a_run_that_is_stopped_leaves_an_existing_file_as_it_was(
     out.write_text("from yesterday")
     running = process(
         *("embed", "-m", small, "--format", "jsonl", "-o", out),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it may be ignored
+        preexec_fn=heard,
     )
     running.stdin.write(b"a text\n" * 32)
     running.stdin.flush()
@@ -292,6 +304,74 @@ def test_a_run_that_is_stopped_leaves_an_existing_file_as_it_was(
     assert (running.returncode, err) == (status, said)
     assert os.listdir(tmp_path) == ["out.jsonl"]
     assert out.read_text() == "from yesterday"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_ignored(process: Any, small: Path, tmp_path: Path, number: int) -> None:
+    """As SIGHUP under nohup: who logs out does not stop the run."""
+    running = process(
+        *("embed", "-m", small, "--format", "jsonl", "-o", tmp_path / "out"),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
+    )
+    running.stdin.write(b"a text\n" * 32)
+    running.stdin.flush()
+    while running.poll() is None and not [path for path in tmp_path.glob(".*") if path.stat().st_size]:
+        time.sleep(0.01)
+    running.send_signal(number)
+    out, err = running.communicate(b"the last\n")
+    assert (running.returncode, out, err) == (0, b"", b"")
+    assert (tmp_path / "out").read_bytes().count(b"\n") == 33
+
+
+# Runs a command, and waits for a signal as soon as there is something half-written.
+HALF_WRITTEN = """
+import sys, time
+from gemma_np.files import writing
+from gemma_np.checkpoint import saving
+from gemma_np.gguf import export
+def half(*_):
+    print("half-written", flush=True)
+    time.sleep(100)
+saving.write_safetensors = saving.write_float = export.model_metadata = half
+from gemma_np.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("number", "status", "said"), STOPS)
+@pytest.mark.parametrize("command", ["quantize", "dequantize", "export-gguf"])
+def test_a_conversion_that_is_stopped_leaves_nothing(
+    small: Path, tmp_path: Path, command: str, number: int, status: int, said: bytes
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HALF_WRITTEN, command, str(small), "-o", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heard,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"half-written\n"
+        assert os.listdir(tmp_path) != []
+        running.send_signal(number)
+        _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (status, said)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_second_signal_does_not_stop_the_tidying_up(small: Path, tmp_path: Path) -> None:
+    """A shell that is hung up passes it on, and then the system sends it again."""
+    code = HALF_WRITTEN.replace(
+        "from gemma_np.cli",
+        "import shutil, signal; remove = shutil.rmtree\n"
+        "shutil.rmtree = lambda *a, **k: (signal.raise_signal(signal.SIGHUP), remove(*a, **k))\n"
+        "def half(*_): signal.raise_signal(signal.SIGHUP)\n"
+        "saving.write_safetensors = half\n"
+        "from gemma_np.cli",
+    )
+    command = [sys.executable, "-c", code, "quantize", str(small), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, preexec_fn=heard)
+    assert (done.returncode, done.stdout, done.stderr) == (129, b"", b"")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

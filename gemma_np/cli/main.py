@@ -14,6 +14,8 @@ from gemma_np import __version__
 from gemma_np.cli.arguments import UNWRAPPED, Parser, failed
 from gemma_np.errors import GemmaError, InputError
 
+STOPS = ("SIGHUP", "SIGTERM", "SIGXCPU")  # the terminal is closed, `kill`, a limit on CPU time
+
 
 class Command(NamedTuple):
     """A line of `gemma-np --help`, and where the rest is.
@@ -81,8 +83,22 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
     arguments = parsed(argv)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what is half-written goes away
+        catch_signals()
     return finished(arguments)
+
+
+def catch_signals() -> None:
+    """Let the signals that stop a run end it as Ctrl-C does: what is half-written goes away. Ignored ones stay ignored,
+    SIGHUP under nohup."""
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a terminal that closes sends it twice: not while things are tidied up
+        sys.exit(128 + number)
+
+    for name in STOPS:
+        number = getattr(signal, name, None)  # Windows has not all of them
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
 
 
 def finished(arguments: argparse.Namespace) -> int:
