@@ -27,7 +27,7 @@ import pytest
 
 from gemma_np import EmbeddingGemma, __version__, kernels
 from gemma_np.arrays import Float32
-from gemma_np.cli import convert, embed, writers
+from gemma_np.cli import convert, embed, rank, writers
 from gemma_np.cli import main as cli
 
 COMMANDS = ("embed", "similarity", "rank", "info", "warmup", "verify")
@@ -85,7 +85,9 @@ def process(small: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         if shell is not None:  # a shell can redirect and close what Popen cannot
             command = ["sh", "-c", f'exec "$@" {shell}', "sh", *command]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        popen = subprocess.Popen(command, **{**pipes, "env": os.environ | {"HF_HUB_OFFLINE": "1"}, **options})
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        environment |= {"HF_HUB_OFFLINE": "1", **options.pop("env", {})}
+        popen = subprocess.Popen(command, **{**pipes, "env": environment, **options})
         watchdog = threading.Timer(120, popen.kill)
         watchdog.daemon = True
         watchdog.start()
@@ -387,9 +389,40 @@ def test_a_full_disk_is_one_line(process: Any, small: Path, redirection: str, fo
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_line_for_every_command(process: Any, small: Path) -> None:
     for arguments in (["similarity", "-m", small, "a", "b"], ["rank", "-m", small, "a", "b"], ["info", small]):
-        running = process(*arguments, shell=">/dev/full")
-        _, err = running.communicate()
-        assert (running.returncode, err) == (1, b"gemma-np: error: No space left on device\n")
+        for unbuffered in ("", "1"):  # the one fails when all is printed, the other while it is
+            running = process(*arguments, shell=">/dev/full", env={"PYTHONUNBUFFERED": unbuffered})
+            _, err = running.communicate()
+            assert (running.returncode, err) == (1, b"gemma-np: error: stdout: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_full_disks_on_both_sides_are_a_status(process: Any, small: Path) -> None:
+    running = process("similarity", "-m", small, "a", "b", shell=">/dev/full 2>/dev/full")
+    assert running.communicate() == (b"", b"")
+    assert running.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "stdout: No space left on device"),
+        (OSError(errno.EIO, "Input/output error"), "gemma-np similarity: Input/output error"),
+        (OSError(errno.EACCES, "Permission denied", "a/file"), "a/file: Permission denied"),
+        (OSError(errno.EACCES, "Permission denied", b"a/file"), "a/file: Permission denied"),
+        (OSError("out of luck"), "gemma-np similarity: out of luck"),
+        (OSError(), "gemma-np similarity: OSError"),
+        (TimeoutError(), "gemma-np similarity: TimeoutError"),
+    ],
+)
+def test_an_error_of_the_system_says_where(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(rank, "load", fail)
+    done = run("similarity", "-m", small, "a", "b")
+    assert (done.status, done.out, done.err) == (1, b"", f"gemma-np: error: {said}\n")
 
 
 def test_closed_streams_are_no_crash(process: Any, small: Path) -> None:
@@ -553,8 +586,7 @@ def test_equal_texts_keep_their_order(run: Run, small: Path) -> None:
 
 
 def test_letters_that_the_terminal_lacks_are_escaped(process: Any, small: Path) -> None:
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
-    out, err = process("rank", "-m", small, "q", "日本", env=ascii_only).communicate()
+    out, err = process("rank", "-m", small, "q", "日本", env={"PYTHONIOENCODING": "ascii"}).communicate()
     assert err == b""
     assert out.endswith(b"  \\u65e5\\u672c\n")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -16,7 +17,8 @@ QUANTIZATIONS = ("q8_0", "q4_0", "mixed")  # as quantize.QUANTIZATIONS, which co
 
 def failed(why: object, status: int) -> int:
     """An error as one line on stderr; returns the status."""
-    print(f"gemma-np: error: {' '.join(str(why).split())}", file=sys.stderr)
+    with suppress(OSError):  # where stderr is full, too, the status is all that can be said
+        print(f"gemma-np: error: {' '.join(str(why).split())}", file=sys.stderr)
     return status
 
 

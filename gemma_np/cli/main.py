@@ -1,6 +1,7 @@
 """The command `gemma-np`: stdout carries data, stderr the rest; exit 2 for usage, 1 for failure, one line each."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from gemma_np import __version__
 from gemma_np.cli.arguments import UNWRAPPED, Parser, failed
 from gemma_np.errors import GemmaError, InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPS = ("SIGHUP", "SIGTERM", "SIGXCPU")  # the terminal is closed, `kill`, a limit on CPU time
 
 
@@ -107,7 +109,6 @@ def finished(arguments: argparse.Namespace) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("gemma-np: interrupted", file=sys.stderr)
@@ -117,11 +118,30 @@ def finished(arguments: argparse.Namespace) -> int:
     except GemmaError as error:
         return failed(error, 1)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return failed(f"{where}{error.strerror or error}", 1)
+        return failed(described(error, arguments.command), 1)
     except MemoryError:
         return failed("there is not enough memory", 1)
+    finally:
+        let_go_of_streams()
     return 0
+
+
+def described(error: OSError, command: str) -> str:
+    """What went wrong, and where. Files that commands write have their names in the error; stdout alone has none."""
+    where = error.filename
+    if where is None:
+        where = "stdout" if error.errno in FULL else f"gemma-np {command}"
+    where = os.fsdecode(where) if isinstance(where, bytes) else where
+    return f"{where}: {error.strerror or str(error) or type(error).__name__}"
+
+
+def let_go_of_streams() -> None:
+    """Python writes what its streams still hold when it ends. What cannot be written would change the status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -148,7 +168,7 @@ def parser(name: str | None) -> Parser:
         epilog=f"example:  {COMMANDS['rank'].example}",
     )
     top.add_argument("--version", action="version", version=f"gemma-np {__version__}")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", required=True, dest="command", metavar="COMMAND")
     for each, command in COMMANDS.items():
         added = commands.add_parser(
             each,
