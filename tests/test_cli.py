@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from gemma_np import EmbeddingGemma, __version__, kernels
+from gemma_np import EmbeddingGemma, InputError, __version__, kernels
 from gemma_np.arrays import Float32
 from gemma_np.cli import convert, embed, rank, writers
 from gemma_np.cli import main as cli
@@ -466,7 +466,10 @@ def test_an_error_in_mid_run_leaves_an_existing_file_as_it_was(run: Run, small: 
     out.write_text("from yesterday")
     done = run("embed", "-m", small, "--format", "jsonl", "-o", out, stdin=b"a\n" * 40 + b"b\xff\n")
     assert (done.status, done.out) == (2, b"")
-    assert done.err == "gemma-np: error: stdin, line 41: byte 2 is not UTF-8; convert the file\n"
+    assert done.err == (
+        "gemma-np: error: line 41 of stdin is not UTF-8 from its byte 2 on; convert the file; nothing had been "
+        "written\n"
+    )
     assert os.listdir(tmp_path) == ["out.jsonl"]
     assert out.read_text() == "from yesterday"
 
@@ -512,18 +515,108 @@ def test_input_that_cannot_be_read_is_named_before_the_model_is_loaded(run: Run,
 def test_a_line_that_is_not_utf8_is_named(run: Run, small: Path, tmp_path: Path) -> None:
     file = tmp_path / "latin1.txt"
     file.write_bytes("plain\nnaïve\n".encode("latin-1"))
-    for command in (["embed"], ["rank", "query"]):
+    for command, written in ((["embed"], "; nothing had been written"), (["rank", "query"], "")):
         done = run(*command, "-m", small, "-i", file)
         assert done.status == 2
-        assert done.err == f"gemma-np: error: {file}, line 2: byte 3 is not UTF-8; convert the file\n"
+        said = f"line 2 of {file} is not UTF-8 from its byte 3 on; convert the file{written}"
+        assert done.err == f"gemma-np: error: {said}\n"
+
+
+@pytest.fixture
+def picky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model takes no text that holds "bad": a stand-in for what only a model can know."""
+    prepare = EmbeddingGemma.prepare
+
+    def refuse(self: EmbeddingGemma, texts: list[str], *rest: Any, first: int = 0, **more: Any) -> Any:
+        for i, text in enumerate(texts, first):
+            if "bad" in text:
+                raise InputError(f"text {i} holds something bad; take it out", text=i)
+        return prepare(self, texts, *rest, first=first, **more)
+
+    monkeypatch.setattr(EmbeddingGemma, "prepare", refuse)
+
+
+BAD = "holds something bad; take it out"
+
+
+@pytest.mark.usefixtures("picky")
+@pytest.mark.parametrize("before", [0, 1, 16, 31, 32, 33, 100])
+def test_a_bad_line_is_named_as_people_count(run: Run, small: Path, tmp_path: Path, before: int) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"a\n" * before + b"bad\n" + b"a\n" * 3)
+    where = f"line {before + 1} of {file}"
+    done = run("rank", "-m", small, "query", "-i", file)
+    assert (done.status, done.out, done.err) == (2, b"", f"gemma-np: error: {where} {BAD}\n")
+    done = run("embed", "-m", small, "-i", file, "-o", tmp_path / "out", "--format", "csv")
+    assert (done.status, done.out) == (2, b"")
+    assert done.err == f"gemma-np: error: {where} {BAD}; nothing had been written\n"
+    assert os.listdir(tmp_path) == ["lines"]
+
+
+@pytest.mark.usefixtures("picky")
+@pytest.mark.parametrize("format", embed.FORMATS)
+def test_a_bad_line_says_what_had_been_written_to_stdout(run: Run, small: Path, format: str) -> None:
+    done = run("embed", "-m", small, "--format", format, "--dim", 4, stdin=b"a\n" * 70 + b"bad\n")
+    written = len(re.findall(rb"\n", done.out)) + (format == "json")  # its last line has no end yet
+    assert written == (0 if format == "npy" else 64)  # two batches
+    assert done.status == 2
+    said = "nothing" if format == "npy" else "the first 64 vectors"
+    assert done.err == f"gemma-np: error: line 71 of stdin {BAD}; {said} had been written\n"
+
+
+@pytest.mark.usefixtures("picky")
+def test_a_bad_argument_is_named_as_people_count(run: Run, small: Path) -> None:
+    for words, where, rest in (
+        (["embed", "a", "bad"], "the 2nd TEXT", "; nothing had been written"),
+        (["embed", *["a"] * 10, "bad"], "the 11th TEXT", "; nothing had been written"),
+        (["rank", "query", "a", "b", "bad"], "the 3rd TEXT", ""),
+        (["rank", "bad", "a"], "QUERY", ""),
+        (["similarity", "bad", "b"], "A", ""),
+        (["similarity", "a", "bad"], "B", ""),
+    ):
+        done = run(*words, "-m", small)
+        assert (done.status, done.out, done.err) == (2, b"", f"gemma-np: error: {where} {BAD}{rest}\n")
 
 
 def test_an_argument_that_is_not_utf8_is_refused(process: Any, small: Path) -> None:
-    running = process("embed", "-m", small, shell="\"$(printf 'na\\357ve')\"")
+    running = process("embed", "-m", small, "fine", shell="\"$(printf 'na\\357ve')\"")
     out, err = running.communicate()
     assert (running.returncode, out) == (2, b"")
-    assert b"lone surrogate" in err
+    assert err.startswith(b"gemma-np: error: the 2nd TEXT holds the lone surrogate U+DCEF at character 2, ")
     assert err.count(b"\n") == 1
+
+
+def test_warnings_name_texts_as_people_count_and_come_once(run: Run, small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    long = "word " * 3000
+    file.write_text(f"a\n{long}\nb\n{long}\n")
+    cut = "had more than 2,048 tokens and were cut there"
+    for words, said in (
+        (["embed", "-i", file], [f"2 of the texts (lines 2, 4 of {file}) {cut}"]),
+        (["rank", "query", "-i", file], [f"2 of the texts (lines 2, 4 of {file}) {cut}"]),
+        (["embed", "a", long], [f"1 of the texts (the 2nd TEXT) {cut}"]),
+        (["rank", long, "a", long], [f"1 of the texts (QUERY) {cut}", f"1 of the texts (the 2nd TEXT) {cut}"]),
+        (["similarity", long, "b"], [f"1 of the texts (A) {cut}"]),
+        (["similarity", long, long], [f"2 of the texts (A, B) {cut}"]),
+        (
+            ["embed", *[long] * 12],
+            [f"12 of the texts (the 1st, 2nd, 3rd, 4th, 5th, 6th, 7th, 8th, 9th, 10th, ... TEXT) {cut}"],
+        ),
+    ):
+        done = run(*words, "-m", small)
+        assert done.status == 0
+        assert done.err.splitlines() == [f"gemma-np: warning: {line}" for line in said]
+
+
+def test_a_warning_is_printed_once_as_one_line(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: object) -> None:
+        for _ in range(3):
+            exec("import warnings; warnings.warn('over\\n  there')", {})  # as from another place each time
+        raise InputError("enough")
+
+    monkeypatch.setattr(embed, "load", load)
+    done = run("embed", "-m", small, "a")
+    assert done.err == "gemma-np: warning: over there\ngemma-np: error: enough\n"
 
 
 # Similarity and rank

@@ -3,7 +3,8 @@
 import argparse
 
 from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, load, positive
-from gemma_np.cli.texts import add_texts, texts_of
+from gemma_np.cli.texts import add_texts, placed, texts_of
+from gemma_np.errors import InputError
 
 FORMATS = ("json", "jsonl", "npy", "csv", "base64")  # as writers.WRITERS, which come with NumPy
 
@@ -34,5 +35,13 @@ def run_embed(arguments: argparse.Namespace) -> None:
     kept = writers.Remembered(texts)
     batches = kept.paired_with(model.stream(kept, prompt, truncate_dim=arguments.dim))
     dim = arguments.dim or model.get_embedding_dimension()
-    with writers.destination(arguments.output) as file:
-        writers.WRITERS[arguments.format](file, batches, dim)
+    with placed(texts.places):
+        try:
+            with writers.destination(arguments.output) as file:
+                writers.WRITERS[arguments.format](file, batches, dim)
+        except InputError as error:
+            if error.text is None:
+                raise
+            streamed = writers.is_streamed(arguments.output) and arguments.format != "npy"
+            written = f"the first {kept.done:,} vectors" if streamed and kept.done else "nothing"
+            raise InputError(f"{error}; {written} had been written", text=error.text) from None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from gemma_np import __version__
 from gemma_np.cli.arguments import UNWRAPPED, Parser, failed
-from gemma_np.errors import GemmaError, InputError
+from gemma_np.errors import GemmaError, GemmaWarning, InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPS = ("SIGHUP", "SIGTERM", "SIGXCPU")  # the terminal is closed, `kill`, a limit on CPU time
@@ -70,10 +70,24 @@ COMMANDS = {
 }
 
 
+class Warned:
+    """Prints warnings as one line each, and each once: Python repeats one that comes from another line of code."""
+
+    def __init__(self) -> None:
+        self._lines: set[str] = set()
+
+    def __call__(self, message: object, *_: object, **__: object) -> None:
+        line = f"gemma-np: warning: {' '.join(str(message).split())}"
+        if line not in self._lines:
+            self._lines.add(line)
+            print(line, file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     logging.basicConfig(format="gemma-np: %(message)s", level=logging.WARNING)
-    warnings.showwarning = lambda message, *_, **__: print(f"gemma-np: warning: {message}", file=sys.stderr)
+    warnings.showwarning = Warned()
+    warnings.simplefilter("always", GemmaWarning)  # else one about TEXT 1 is taken for that about QUERY before it
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  the caller may have closed any of the three
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:

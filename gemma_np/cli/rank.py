@@ -3,7 +3,7 @@
 import argparse
 
 from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, load, positive
-from gemma_np.cli.texts import add_texts, texts_of
+from gemma_np.cli.texts import add_texts, placed, texts_of
 
 
 def add_rank(parser: Parser) -> None:
@@ -18,10 +18,14 @@ def add_rank(parser: Parser) -> None:
 
 
 def run_rank(arguments: argparse.Namespace) -> None:
-    texts = list(texts_of(arguments))
+    source = texts_of(arguments)
+    with placed(source.places):
+        texts = list(source)
     model = load(arguments)
-    query = model.encode_query(arguments.query, truncate_dim=arguments.dim)
-    documents = model.encode_document(texts, truncate_dim=arguments.dim)
+    with placed(lambda _: "QUERY"):
+        query = model.encode_query(arguments.query, truncate_dim=arguments.dim)
+    with placed(source.places):
+        documents = model.encode_document(texts, truncate_dim=arguments.dim)
     scores = model.similarity(query, documents)[0]
     order = sorted(range(len(texts)), key=lambda i: -scores[i])
     for place, i in enumerate(order[: arguments.top], 1):
@@ -44,7 +48,8 @@ def run_similarity(arguments: argparse.Namespace) -> None:
 
     model = load(arguments)
     default = "STS" if "STS" in known_prompts(model.prompts) else None
-    a, b = model.encode(
-        [arguments.a, arguments.b], prompt_name=arguments.prompt_name or default, truncate_dim=arguments.dim
-    )
+    with placed(lambda numbers: ", ".join("AB"[i] for i in numbers)):
+        a, b = model.encode(
+            [arguments.a, arguments.b], prompt_name=arguments.prompt_name or default, truncate_dim=arguments.dim
+        )
     print(f"{model.similarity(a, b)[0, 0]:.4f}")

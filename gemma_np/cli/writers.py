@@ -25,6 +25,7 @@ class Remembered(Iterable[str]):
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
         self.waiting: deque[str] = deque()
+        self.done = 0  # how many texts are forgotten, and their vectors written
 
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
@@ -35,6 +36,12 @@ class Remembered(Iterable[str]):
         """Each batch of vectors with its texts, which are forgotten then."""
         for batch in vectors:
             yield [self.waiting.popleft() for _ in batch], batch
+            self.done += len(batch)
+
+
+def is_streamed(name: str | None) -> bool:
+    """Whether output goes to stdout or a device, which have each batch at once, and not to a file."""
+    return name is None or (os.path.exists(name) and not os.path.isfile(name))
 
 
 @contextmanager
@@ -48,7 +55,7 @@ def destination(name: str | None) -> Iterator[IO[bytes]]:
         if name is None:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
-        elif os.path.exists(name) and not os.path.isfile(name):
+        elif is_streamed(name):
             with open(name, "wb") as file:
                 yield file
         else:
