@@ -27,8 +27,9 @@ Texts = str | Iterable[str]
 class EmbeddingGemma(Pipeline):
     """A model, loaded and ready.
 
-    model                folder of a checkpoint, a hub id, a GGUF file, or "nano", the small model inside the package;
-                         None: the model named by $GEMMA_NP_MODEL, or nano (announced once on stderr)
+    model                folder of a checkpoint, a hub id, a GGUF file, or "nano", the small model inside the package
+                         ("./nano" is a folder of this name); None: the model named by $GEMMA_NP_MODEL, or nano
+                         (announced once on stderr)
     quantization         None: as the files are, float32 for a checkpoint. "q8_0": int8, "q4_0": int4, "mixed": int8 for
                          attention, int4 for the rest; rounded while the checkpoint is read, see weights/quantize.py.
                          `save_pretrained` keeps the result, so that it need not be rounded again
@@ -96,7 +97,7 @@ class EmbeddingGemma(Pipeline):
 
     def _recipe_of(self, name: str | os.PathLike[str], in_hub: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """The model and the keywords with which a pickle's copy elsewhere opens the same one; never the token."""
-        if os.path.exists(os.path.expanduser(name)):
+        if name != hub.NANO and os.path.exists(os.path.expanduser(name)):
             return str(self.folder), {}
         # A folder of the hub's cache is named after its commit.
         commit = self.folder.name if self.folder.parent.name == "snapshots" else in_hub["revision"]

@@ -36,8 +36,7 @@ FILES = [
     "[0-9]*_*/model*.safetensors",
 ]
 
-
-# Of these, what a GGUF file without Dense heads takes from a checkpoint.
+# What a GGUF file without Dense heads takes from a checkpoint: a part of FILES.
 HEADS = [
     "modules.json",
     "config_sentence_transformers.json",
@@ -47,7 +46,8 @@ HEADS = [
 
 
 def default_model() -> str:
-    """What runs where no model is named: $GEMMA_NP_MODEL, else nano, which says once that it is not the full model."""
+    """The model that runs when none is named: $GEMMA_NP_MODEL, or nano. For nano, stderr says once that it is not the
+    full model."""
     chosen = os.environ.get("GEMMA_NP_MODEL")
     if chosen:
         return chosen
@@ -59,7 +59,16 @@ def default_model() -> str:
 def _say_once() -> None:
     print(
         "gemma-np: using nano, the small model that comes with the package; for the full one: "
-        f"export GEMMA_NP_MODEL={FULL_MODEL} (no more of this line: GEMMA_NP_MODEL={NANO})",
+        f"export GEMMA_NP_MODEL={FULL_MODEL} (GEMMA_NP_MODEL={NANO} silences this line)",
+        file=sys.stderr,
+    )
+
+
+@functools.cache
+def _say_which_nano() -> None:
+    print(
+        f"gemma-np: {NANO} is the small model that comes with the package; for what has this name in the working "
+        f"directory say {os.path.join('.', NANO)}",
         file=sys.stderr,
     )
 
@@ -73,13 +82,20 @@ def locate(
     local_files_only: bool = False,
     files: Sequence[str] = FILES,
 ) -> Path:
-    """The folder of a model, or its GGUF file: `model` itself if it is one, else the hub's folder, downloaded where it
-    is not in the cache; of a folder in the hub only `files`.
+    """The folder of a model, or its GGUF file.
 
-    "nano" is the package's own, unless the working directory has a folder of that name. A hub id looks like
-    "google/embeddinggemma-300m". With local_files_only, or HF_HUB_OFFLINE=1 in the environment, the network is never
-    used.
+    model    "nano" is the model inside the package, also where the working directory has something of that name, which
+             is "./nano" or Path("nano"). Anything else is a path if that exists, else a hub id such as
+             "google/embeddinggemma-300m", which is downloaded unless it is in the cache
+    files    which files of the hub's folder
+    raises   CheckpointError for a path that is no model, HubError when nothing can be downloaded
+
+    With local_files_only, or HF_HUB_OFFLINE=1 in the environment, the network is never used.
     """
+    if model == NANO:  # no Path equals it
+        if os.path.exists(NANO):
+            _say_which_nano()
+        return NANO_FOLDER
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # os.path: no errors for paths that cannot be
         return path
@@ -90,8 +106,6 @@ def locate(
             f"{path} is a file, expected the folder of a checkpoint (with config.json in it), a GGUF file or a hub id"
         )
     name = os.fspath(model)
-    if name == NANO:
-        return NANO_FOLDER
     if not _is_hub_id(name):
         raise CheckpointError(
             f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "

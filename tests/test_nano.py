@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -116,10 +117,32 @@ def test_the_environment_sets_another_default(
     assert captured.err == ""
 
 
-def test_a_folder_called_nano_wins(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nano_is_the_packages_whatever_has_its_name(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And stderr says so, once: the default must not change with the working directory."""
     (tmp_path / "nano").symlink_to(small)
     monkeypatch.chdir(tmp_path)
-    assert EmbeddingGemma("nano").get_embedding_dimension() == 64
+    hub._say_which_nano.cache_clear()
+    assert EmbeddingGemma("nano").folder == EmbeddingGemma().folder == NANO
+    said = [line for line in capsys.readouterr().err.splitlines() if "./nano" in line]
+    assert said == [
+        "gemma-np: nano is the small model that comes with the package; for what has this name in the working "
+        "directory say ./nano"
+    ]
+    assert pickle.loads(pickle.dumps(EmbeddingGemma("nano"))).folder == NANO
+
+
+def test_a_folder_called_nano_is_named_as_a_path(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nano").symlink_to(small)
+    monkeypatch.chdir(tmp_path)
+    for model in ("./nano", "nano/", Path("nano"), tmp_path / "nano"):
+        assert EmbeddingGemma(model).get_embedding_dimension() == 64
+    assert main(["info", "./nano"]) == 0
+    assert main(["info", "-m", "./nano"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")

@@ -42,8 +42,8 @@ def add_model(parser: Parser) -> None:
         "-m",
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, a hub id, a GGUF file, or nano (default: GEMMA_NP_MODEL, else nano, the bundled "
-        "small model)",
+        help="folder of a checkpoint, a hub id, a GGUF file, or nano, the small model in the package (./nano is a "
+        "folder); default: GEMMA_NP_MODEL, else nano",
     )
 
 
