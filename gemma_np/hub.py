@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ HEADS = [
     "[0-9]*_*/*.json",
     "[0-9]*_*/model*.safetensors",
 ]
+
+
+NETWORK = (ConnectionError, TimeoutError, socket.gaierror)  # of the system's errors; the others are about files
 
 
 def default_model() -> str:
@@ -154,8 +158,21 @@ def _snapshot(
             allow_patterns=list(files),
         )
     except Exception as error:  # the client's errors, its HTTP library's and the system's have no other base in common
-        raise HubError(f"{name}: {_why(name, revision, error)}") from None
+        raise HubError(f"{name}: {_unkept(cache_folder, error) or _why(name, revision, error)}") from None
     return Path(folder)
+
+
+def _unkept(cache_folder: str | os.PathLike[str] | None, error: BaseException) -> str | None:
+    """What to do when a file cannot be written; None if that is not the error."""
+    from huggingface_hub import constants
+
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, NETWORK):
+        return None
+    where = error.filename2 or error.filename or f"the cache ({cache_folder or constants.HF_HUB_CACHE})"
+    return (
+        f"there is no such folder here, and its download cannot be kept: {where}: {error.strerror}; mend this, or "
+        "name another place with cache_folder=, or with HF_HOME in the environment"
+    )
 
 
 def _why(name: str, revision: str | None, error: BaseException) -> str:

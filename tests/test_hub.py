@@ -1,5 +1,6 @@
 """Models by their id: the real huggingface_hub client, in a process of its own, against a small hub on 127.0.0.1."""
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from test_gguf_source import exported
 
-from gemma_np import CheckpointError, EmbeddingGemma, hub
+from gemma_np import CheckpointError, EmbeddingGemma, HubError, hub
 from gemma_np.arrays import Float32
 from gemma_np.checkpoint.bundle import read_manifest
 
@@ -422,3 +423,47 @@ def test_the_command_line_ends_with_one_line_and_status_1(client: Client, server
         assert done.stdout == ""
         assert done.stderr.startswith(f"gemma-np: error: {NAME}: it is gated")
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("filename", [None, "/cache/blobs/x.incomplete"])
+def test_a_disk_that_is_full_is_not_called_the_network(
+    number: int, filename: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def download(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), filename)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    where = filename or rf"the cache \({re.escape(huggingface_hub.constants.HF_HUB_CACHE)}\)"
+    with pytest.raises(HubError, match=f"cannot be kept: {where}: {os.strerror(number)}; .* HF_HOME") as caught:
+        EmbeddingGemma(NAME)
+    assert "connection" not in str(caught.value)
+    with pytest.raises(HubError, match=f"cannot be kept: {filename or r'the cache .mine.'}: "):
+        EmbeddingGemma(NAME, cache_folder="mine")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TimeoutError(110, "Connection timed out"), ConnectionResetError(104, "Connection reset by peer"), OSError()],
+)
+def test_a_network_that_fails_is_not_called_a_disk(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def download(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    said = error.strerror or "OSError"
+    with pytest.raises(HubError, match=f"cannot be downloaded: {said}; check the connection"):
+        EmbeddingGemma(NAME)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs RLIMIT_FSIZE")
+def test_a_download_that_does_not_fit_says_where_it_was_to_go(client: Client, server: Hub) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    message = client.refusal(OPEN, limited)
+    assert "its download cannot be kept: " in message
+    assert "File too large" in message
+    assert "None" not in message
