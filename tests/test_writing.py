@@ -180,3 +180,15 @@ def test_the_longest_names_can_be_written(letter: str, tmp_path: Path) -> None:
         name = letter * (250 // len(letter.encode()))  # most systems have 255 bytes
         write(tmp_path / write.__name__ / name, b"") if write is write_folder else write(tmp_path / name, b"")
     assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """`export-gguf -o /dev/null`, by root, would make a file of it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match=f"{name} is no regular file and would be replaced by one; name another"):
+            write_file(tmp_path / name, b"")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
