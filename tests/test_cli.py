@@ -225,7 +225,7 @@ def test_options_may_stand_between_the_texts(run: Run, small: Path) -> None:
     assert run("similarity", "a", "-m", small, "b").status == 0
 
 
-def test_behind_two_dashes_all_are_texts(run: Run, small: Path) -> None:
+def test_after_two_dashes_all_words_are_texts(run: Run, small: Path) -> None:
     done = run("embed", "-m", small, "--format", "jsonl", "--", "-m", "--", "--dim")
     assert [json.loads(line)["text"] for line in done.lines] == ["-m", "--", "--dim"]
     done = run("embed", "x", "-m", small, "--format", "jsonl", "--", "-m")

@@ -151,7 +151,7 @@ def test_whatever_goes_wrong_a_file_is_whole_or_not_there(
     assert before is None or path.read_text() == before
 
 
-def test_a_failing_rename_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def replace(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted", str(source), None, str(target))
 

@@ -28,7 +28,7 @@ def add_quantize(parser: Parser) -> None:
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
-    saved = save(arguments, arguments.format)
+    saved = converted(arguments, arguments.format)
     print(f"{arguments.output}: {saved.nbytes / 1e6:.1f} MB, {arguments.format}")
     if saved.cosines is not None:
         cosines = saved.cosines
@@ -43,10 +43,11 @@ def add_dequantize(parser: Parser) -> None:
 
 
 def run_dequantize(arguments: argparse.Namespace) -> None:
-    print(f"{arguments.output}: {save(arguments, 'float32').nbytes / 1e6:.1f} MB, float32")
+    print(f"{arguments.output}: {converted(arguments, 'float32').nbytes / 1e6:.1f} MB, float32")
 
 
-def save(arguments: argparse.Namespace, format: str) -> "Saved":
+def converted(arguments: argparse.Namespace, format: str) -> "Saved":
+    """Write the model to the folder that was named, in another format."""
     from gemma_np import hub
     from gemma_np.checkpoint import saving
     from gemma_np.checkpoint.source import open_source

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     logging.basicConfig(format="gemma-np: %(message)s", level=logging.WARNING)
     warnings.showwarning = Warned()
-    warnings.simplefilter("always", GemmaWarning)  # else one about TEXT 1 is taken for that about QUERY before it
+    warnings.simplefilter("always", GemmaWarning)  # one about TEXT 1 is no repetition of one about QUERY
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  the caller may have closed any of the three
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def catch_signals() -> None:
-    """Let the signals that stop a run end it as Ctrl-C does: what is half-written goes away. Ignored ones stay ignored,
-    SIGHUP under nohup."""
+    """Let the signals in STOPS end a run as Ctrl-C does, so that nothing half-written stays. A signal that is ignored
+    stays ignored, as SIGHUP under nohup."""
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # a terminal that closes sends it twice: not while things are tidied up
@@ -132,7 +132,7 @@ def finished(arguments: argparse.Namespace) -> int:
     except GemmaError as error:
         return failed(error, 1)
     except OSError as error:
-        return failed(described(error, arguments.command), 1)
+        return failed(where_and_why(error, arguments.command), 1)
     except MemoryError:
         return failed("there is not enough memory", 1)
     finally:
@@ -140,7 +140,7 @@ def finished(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def described(error: OSError, command: str) -> str:
+def where_and_why(error: OSError, command: str) -> str:
     """What went wrong, and where. Files that commands write have their names in the error; stdout alone has none."""
     where = error.filename
     if where is None:
@@ -159,8 +159,8 @@ def let_go_of_streams() -> None:
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments. Options may stand among the texts, `rank QUERY --top 2 TEXT TEXT`: argparse gives up at the second
-    run of texts, so that they come back as unknown here."""
+    """The arguments. Options may come between texts, `rank QUERY --top 2 TEXT TEXT`: argparse returns the second run of
+    texts as unknown words, which are added to the first here."""
     words = sys.argv[1:] if argv is None else argv
     top = parser(next((word for word in words if not word.startswith("-")), None))
     arguments, rest = top.parse_known_args(words)

@@ -22,8 +22,8 @@ def add_texts(parser: Parser) -> None:
     parser.add_argument("-i", "--input", metavar="FILE", help="a text per line, UTF-8; - is stdin")
 
 
-class Texts(Iterable[str]):
-    """Texts to be iterated once.
+class GivenTexts(Iterable[str]):
+    """GivenTexts to be iterated once.
 
     source  the file whose lines they are, or "stdin"; None: they are arguments
     """
@@ -50,18 +50,18 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def texts_of(arguments: argparse.Namespace) -> Texts:
+def texts_of(arguments: argparse.Namespace) -> GivenTexts:
     """The texts of a command: its arguments, else the lines of a file or of stdin, one at a time."""
     if arguments.texts and arguments.input is not None:
         raise InputError("texts are given as arguments and with -i FILE; expected one of the two")
     if arguments.texts:
-        return Texts(arguments.texts, None)
+        return GivenTexts(arguments.texts, None)
     if arguments.input is None and sys.stdin.isatty():
         raise InputError("no texts; give them as arguments, with -i FILE, or on stdin")
     if arguments.input in (None, "-"):
-        return Texts(lines(sys.stdin.buffer, "stdin"), "stdin")
+        return GivenTexts(lines(sys.stdin.buffer, "stdin"), "stdin")
     file = Path(arguments.input).open("rb")  # noqa: SIM115  now, before a large model is loaded for nothing
-    return Texts(lines(file, arguments.input), arguments.input)
+    return GivenTexts(lines(file, arguments.input), arguments.input)
 
 
 def lines(file: BinaryIO, name: str) -> Iterator[str]:
@@ -88,7 +88,7 @@ def decoded(line: bytes, number: int) -> str:
 def placed(places: Callable[[Sequence[int]], str]) -> Iterator[None]:
     """Errors and warnings about texts say where the user finds them, instead of their numbers.
 
-    places  numbers of texts, from 0 -> words, as Texts.places
+    places  numbers of texts, from 0 -> words, see GivenTexts.places
     """
     show = warnings.showwarning
 

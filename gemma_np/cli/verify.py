@@ -115,7 +115,7 @@ def hello_rows(model: "EmbeddingGemma") -> list[Row]:
 
 
 def golden_rows(model: "EmbeddingGemma", path: Path) -> list[Row]:
-    """Whole vectors, among them that of a text over 2048 tokens, which shows an error in the window.
+    """Whole vectors. One text has over 2048 tokens: its vector shows an error in the window.
 
     The file holds lists of {"name": ..., "text": ..., "embedding": [...]}, named queries_768, documents_128 and so on.
     """
