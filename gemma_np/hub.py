@@ -8,25 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemma_np.errors import CheckpointError, HubError, InputError
+from gemma_np.checkpoint.folder import SETTINGS_FILES
+from gemma_np.errors import FULL_MODEL, CheckpointError, HubError, InputError
 
-FULL_MODEL = "google/embeddinggemma-300m"
 NANO = "nano"  # the name of the small model inside the package
 NANO_FOLDER = Path(__file__).with_name("nano")
 
-# A checkpoint's settings: what the engine reads, and what a quantised folder keeps for the way back to float32.
-SETTINGS = [
-    "config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-]
 # Nothing else is downloaded. Modules live in folders such as 2_Dense.
 FILES = [
-    *SETTINGS,
+    *SETTINGS_FILES,
     "bundle.json",
     "model.safetensors",
     "model.safetensors.index.json",

@@ -14,7 +14,7 @@ from gemma_np import GemmaWarning, InputError, WeightsError
 from gemma_np.checkpoint.source import Source
 from gemma_np.cli.main import main
 from gemma_np.files.safetensors import to_bfloat16
-from gemma_np.gguf.export import MATRIX_TYPES, export, stored, value
+from gemma_np.gguf.export import MATRIX_TYPES, as_stored, export, value
 from gemma_np.gguf.file import open_gguf
 from gemma_np.modules import Dense, Normalize
 from gemma_np.opening import open_source
@@ -114,9 +114,9 @@ def test_bfloat16_keeps_infinities_and_nan() -> None:
 
 def test_float16_ends_where_it_ends() -> None:
     w = np.array([[65504, -65504]], np.float32)
-    np.testing.assert_array_equal(stored(w, "F16", "w"), w)
+    np.testing.assert_array_equal(as_stored(w, "F16", "w"), w)
     with pytest.raises(WeightsError, match=r"w holds 65536, and float16 ends at 65504; take bf16 or f32"):
-        stored(np.array([[1, 65536]], np.float32), "F16", "w")
+        as_stored(np.array([[1, 65536]], np.float32), "F16", "w")
 
 
 @pytest.mark.parametrize("format", [None, "bf16"])

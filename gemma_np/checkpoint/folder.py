@@ -20,6 +20,17 @@ from gemma_np.tokens.tokenizer import Tokenizer
 from gemma_np.weights.loading import Stored
 from gemma_np.weights.names import check_floats, check_tensors, dense_shapes, trunk_shapes, without_prefix
 
+# A checkpoint's settings: what the engine reads, and what a quantised folder keeps for the way back to float32.
+SETTINGS_FILES = [
+    "config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+]
+
 
 def open_folder(path: Path, watch: Watch = unwatched) -> Source:
     """Open a checkpoint's folder or a quantised one. Raises CheckpointError, ConfigError and WeightsError.

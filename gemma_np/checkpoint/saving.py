@@ -16,12 +16,12 @@ from tqdm import tqdm
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint import bundle
 from gemma_np.checkpoint.defaults import Defaults
+from gemma_np.checkpoint.folder import SETTINGS_FILES
 from gemma_np.checkpoint.source import Source
 from gemma_np.errors import InputError
 from gemma_np.files.mapped import read_json_object
 from gemma_np.files.safetensors import BYTES, Layout, write_safetensors
 from gemma_np.files.writing import new_folder
-from gemma_np.hub import SETTINGS
 from gemma_np.tokens.json_file import Inexpressible, write_tokenizer_json
 from gemma_np.tokens.package import TOKENIZER_JSON
 from gemma_np.tokens.pieces import FILE, save_pieces
@@ -106,7 +106,7 @@ def copy_settings(source: Source, folder: Path) -> None:
         if os.path.isdir(source.path / place):  # Normalize's may be missing
             (folder / place).mkdir(parents=True, exist_ok=True)
         for path in sorted((source.path / place).glob("*.json")):
-            if path.name in SETTINGS and os.path.isfile(path):  # a device would fill the disk
+            if path.name in SETTINGS_FILES and os.path.isfile(path):  # a device would fill the disk
                 shutil.copyfile(path, folder / place / path.name)
 
 

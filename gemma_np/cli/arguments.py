@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(failed(f"{message}; see {self.prog} --help", 2))
 
 
-def positive(text: str) -> int:
+def at_least_one(text: str) -> int:
     """The type of an option."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a positive integer")
@@ -67,7 +67,7 @@ def add_dense(parser: Parser) -> None:
 def add_computing(parser: Parser) -> None:
     """--threads and --quantization, for commands that run the model."""
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads that compute (default: one for each core to be had)"
+        "--threads", type=at_least_one, metavar="N", help="threads that compute (default: one for each core to be had)"
     )
     parser.add_argument(
         "--quantization",
@@ -94,7 +94,7 @@ def located(arguments: argparse.Namespace) -> tuple[Path, Path | Literal[False] 
     return path, hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
 
 
-def load(arguments: argparse.Namespace) -> "EmbeddingGemma":
+def loaded(arguments: argparse.Namespace) -> "EmbeddingGemma":
     """The model, ready to run."""
     from gemma_np.embedder import EmbeddingGemma
 

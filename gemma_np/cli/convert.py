@@ -9,9 +9,9 @@ from gemma_np.cli.arguments import QUANTIZATIONS, Parser, add_dense, add_model, 
 from gemma_np.errors import InputError
 
 if TYPE_CHECKING:
-    from gemma_np.checkpoint.saving import Saved
+    from gemma_np.checkpoint.source import Source
 
-GGUF_FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")  # as export.FORMATS, which come with NumPy
+GGUF_FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")  # as export.MATRIX_TYPES, which come with NumPy
 
 
 def add_quantize(parser: Parser) -> None:
@@ -28,11 +28,15 @@ def add_quantize(parser: Parser) -> None:
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
-    saved = converted(arguments, arguments.format)
-    print(f"{arguments.output}: {saved.nbytes / 1e6:.1f} MB, {arguments.format}")
-    if saved.cosines is not None:
-        cosines = saved.cosines
-        print(f"cosine to float32, {len(cosines)} texts: mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
+    from gemma_np.fidelity import SAMPLE, cosines, float32_vectors
+    from gemma_np.pipeline import Pipeline
+
+    source, folder = converted(arguments, arguments.format)
+    if source.quantization is None:
+        quantized = Pipeline(folder)
+        ids, _ = quantized.prepare(SAMPLE)
+        found = cosines(float32_vectors(source, ids), quantized.embed_ids(ids))
+        print(f"cosine to float32, {len(found)} texts: mean {found.mean():.4f}, lowest {found.min():.4f}")
 
 
 def add_dequantize(parser: Parser) -> None:
@@ -43,17 +47,20 @@ def add_dequantize(parser: Parser) -> None:
 
 
 def run_dequantize(arguments: argparse.Namespace) -> None:
-    print(f"{arguments.output}: {converted(arguments, 'float32').nbytes / 1e6:.1f} MB, float32")
+    converted(arguments, "float32")
 
 
-def converted(arguments: argparse.Namespace, format: str) -> "Saved":
-    """Write the model to the folder that was named, in another format."""
+def converted(arguments: argparse.Namespace, format: str) -> "tuple[Source, Path]":
+    """Write the model to the folder that was named, in another format, and say how large that is."""
     from gemma_np import hub
     from gemma_np.checkpoint import saving
-    from gemma_np.checkpoint.source import open_source
+    from gemma_np.opening import open_source
 
-    source = open_source(hub.locate(named_model(arguments)))
-    return saving.save(source, Path(os.path.expanduser(arguments.output)), format)
+    source, folder = open_source(hub.locate(named_model(arguments))), Path(os.path.expanduser(arguments.output))
+    saving.save(source, folder, format)
+    nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {nbytes / 1e6:.1f} MB, {format}")
+    return source, folder
 
 
 def add_export_gguf(parser: Parser) -> None:
@@ -66,9 +73,9 @@ def add_export_gguf(parser: Parser) -> None:
 
 
 def run_export_gguf(arguments: argparse.Namespace) -> None:
-    from gemma_np.checkpoint.source import open_source
     from gemma_np.files.writing import replaced
     from gemma_np.gguf.export import export
+    from gemma_np.opening import open_source
 
     path, dense = located(arguments)
     source = open_source(path, dense if path.is_file() or dense else None)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, load, positive
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, at_least_one, loaded
 from gemma_np.cli.texts import add_texts, placed, texts_of
 from gemma_np.errors import InputError
 
@@ -16,7 +16,7 @@ def add_embed(parser: Parser) -> None:
     parser.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
     parser.add_argument("--title", help="the documents' title (implies --prompt-name document)")
     parser.add_argument(
-        "--dim", type=positive, metavar="N", help="keep N dimensions (trained: 768, 512, 256, 128; nano: 384 to 64)"
+        "--dim", type=at_least_one, metavar="N", help="keep N dimensions (trained: 768, 512, 256, 128; nano: 384 to 64)"
     )
     add_model(parser)
     add_dense(parser)
@@ -29,11 +29,11 @@ def run_embed(arguments: argparse.Namespace) -> None:
     from gemma_np.prompts import titled
 
     texts = texts_of(arguments)
-    model = load(arguments)
+    model = loaded(arguments)
     name = "document" if arguments.title is not None and arguments.prompt_name is None else arguments.prompt_name
     prompt = titled(model.resolve_prompt(name), arguments.title)
     kept = writers.Remembered(texts)
-    batches = kept.paired_with(model.stream(kept, prompt, truncate_dim=arguments.dim))
+    batches = kept.paired_with(model.stream(kept, prompt, model.wanted(arguments.dim)))
     dim = arguments.dim or model.get_embedding_dimension()
     with placed(texts.places):
         try:

@@ -41,10 +41,10 @@ def add_info(parser: Parser) -> None:
 
 def run_info(arguments: argparse.Namespace) -> None:
     path, dense = located(arguments)
-    report(path, arguments.quantization, arguments.threads, arguments.check, dense)
+    print_info(path, arguments.quantization, arguments.threads, arguments.check, dense)
 
 
-def report(
+def print_info(
     path: Path,
     quantization: str | None = None,
     threads: int | None = None,

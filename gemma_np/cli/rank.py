@@ -2,15 +2,15 @@
 
 import argparse
 
-from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, load, positive
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, at_least_one, loaded
 from gemma_np.cli.texts import add_texts, placed, texts_of
 
 
 def add_rank(parser: Parser) -> None:
     parser.add_argument("query", metavar="QUERY")
     add_texts(parser)
-    parser.add_argument("--top", type=positive, metavar="N", help="print the best N only")
-    parser.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
+    parser.add_argument("--top", type=at_least_one, metavar="N", help="print the best N only")
+    parser.add_argument("--dim", type=at_least_one, metavar="N", help="keep N dimensions")
     add_model(parser)
     add_dense(parser)
     add_computing(parser)
@@ -21,7 +21,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
     source = texts_of(arguments)
     with placed(source.places):
         texts = list(source)
-    model = load(arguments)
+    model = loaded(arguments)
     with placed(lambda _: "QUERY"):
         query = model.encode_query(arguments.query, truncate_dim=arguments.dim)
     with placed(source.places):
@@ -36,7 +36,7 @@ def add_similarity(parser: Parser) -> None:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--prompt-name", metavar="NAME", help="default: STS, where the model has it")
-    parser.add_argument("--dim", type=positive, metavar="N", help="keep N dimensions")
+    parser.add_argument("--dim", type=at_least_one, metavar="N", help="keep N dimensions")
     add_model(parser)
     add_dense(parser)
     add_computing(parser)
@@ -46,7 +46,7 @@ def add_similarity(parser: Parser) -> None:
 def run_similarity(arguments: argparse.Namespace) -> None:
     from gemma_np.prompts import known_prompts
 
-    model = load(arguments)
+    model = loaded(arguments)
     default = "STS" if "STS" in known_prompts(model.prompts) else None
     with placed(lambda numbers: ", ".join("AB"[i] for i in numbers)):
         a, b = model.encode(

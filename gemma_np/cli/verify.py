@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemma_np.arrays import Float32
-from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, load, named_model
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, loaded, named_model
 from gemma_np.errors import GemmaError
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def add_verify(parser: Parser) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> None:
     arguments.model = named_model(arguments)
-    report(load(arguments), arguments.model, arguments.goldens)
+    print_checks(loaded(arguments), arguments.model, arguments.goldens)
 
 
-def report(model: "EmbeddingGemma", name: str, goldens: str | None) -> None:
+def print_checks(model: "EmbeddingGemma", name: str, goldens: str | None) -> None:
     """Print a table of published against computed values; GemmaError if they differ, or cannot be compared."""
     if why := not_the_real_model(model):
         raise GemmaError(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, load, named_model
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, add_path, loaded, named_model
 
 
 def add_warmup(parser: Parser) -> None:
@@ -15,7 +15,7 @@ def add_warmup(parser: Parser) -> None:
 
 def run_warmup(arguments: argparse.Namespace) -> None:
     arguments.model = named_model(arguments)
-    model = load(arguments)
+    model = loaded(arguments)
     if model.fast is None:
         print(f"nothing to compile: NumPy runs {arguments.model}, because {model.why_not}")
         return

@@ -40,7 +40,8 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A new content for a file: written under a hidden name in the same folder, and renamed at the end.
 
     Whatever goes wrong before, Ctrl-C and a full disk too, an existing file stays as it was and nothing half-written is
-    left. InputError for a device, a pipe or a folder. The new file has the old one's permissions. Every OSError about the file has its name, not the hidden one.
+    left. InputError for a device, a pipe or a folder. The new file has the old one's permissions. Every OSError about
+    the file has its name, not the hidden one.
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no regular file and would be replaced by one; name another")

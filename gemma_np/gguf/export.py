@@ -66,7 +66,7 @@ def export(
         source = replace(source, modules=replace(source.modules, heads=TRUNK_ALONE.heads))
     check_expressible(source)
     warn_of_settings(source)
-    tensors = file_layout(source, format)
+    tensors = tensor_layout(source, format)
     metadata = model_metadata(source) | tokenizer_metadata(source)
     types = {tensor.type for tensor in tensors.values() if len(tensor.shape) == 2}
     metadata["general.file_type"] = FILE_TYPES[min(types)] if len(types) == 1 else GUESSED
@@ -121,7 +121,7 @@ def warn_of_settings(source: Source) -> None:
         warn(f"{source.path}: not kept in a GGUF file: {', '.join(names)}")
 
 
-def file_layout(source: Source, format: str | None) -> dict[str, Written]:
+def tensor_layout(source: Source, format: str | None) -> dict[str, Written]:
     """The file's tensors by their names there, in their order."""
     config, held = source.config, formats_held(source.tensors, None)
     if format is not None and format not in MATRIX_TYPES:
@@ -237,11 +237,11 @@ def contents(source: Source, tensors: Mapping[str, Written]) -> Iterator[Iterabl
             if len(shape) == 1:
                 yield [with_one(w)]
             else:
-                yield [stored(w, tensors[f"blk.{i}.{FIELDS[field]}.weight"].type, name)]
+                yield [as_stored(w, tensors[f"blk.{i}.{FIELDS[field]}.weight"].type, name)]
             if name in source.tensors:  # else it is in a fused one
                 source.tensors[name].let_go()
     for name, head in loader.heads(source.modules).items():
-        yield [stored(head.weight, tensors[f"{HEADS[name]}.weight"].type, f"{name}/linear.weight")]
+        yield [as_stored(head.weight, tensors[f"{HEADS[name]}.weight"].type, f"{name}/linear.weight")]
 
 
 def with_one(w: Float32) -> AnyArray:
@@ -257,10 +257,10 @@ def table_parts(source: Source, type: str) -> Iterator[AnyArray]:
             length = table.nbytes // source.config.V
             yield np.frombuffer(table.source.read(table.offset + rows.start * length, len(rows) * length), np.uint8)
         else:
-            yield stored(table.rows(np.arange(rows.start, rows.stop)), type, EMBED)
+            yield as_stored(table.rows(np.arange(rows.start, rows.stop)), type, EMBED)
 
 
-def stored(w: Matrix, type: str, name: str) -> AnyArray:
+def as_stored(w: Matrix, type: str, name: str) -> AnyArray:
     """A matrix, or some rows of one, as they lie in a file of some type."""
     if isinstance(w, Packed):
         if type == w.format.upper():
