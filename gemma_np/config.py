@@ -176,7 +176,7 @@ def _layer_types(path: Path, settings: dict[str, Any], L: int) -> list[str]:
 def radius_of(path: Path, sliding_window: int) -> int:
     """How far a sliding layer looks to each side, inclusive.
 
-    `sliding_window` is the full width, 512, of which half lies on each side: |i - j| <= 256. When transformers loads
+    `sliding_window` is the full width, 512, half of it on each side: |i - j| <= 256. When transformers loads
     the model it replaces 512 by the exclusive bound 257, and several versions saved that. A full width is even, so an
     odd value is such a bound: |i - j| < 257. Halving it once more would give wrong vectors for texts over 128 tokens.
 

@@ -366,7 +366,7 @@ class EmbeddingGemma(Pipeline):
                 texts=cut,
             )
         if doubled:
-            warn("a text begins with the prompt already; now it stands there twice", texts=doubled)
+            warn("a text begins with the prompt already; now it has it twice", texts=doubled)
 
 
 def _checked_prompts(prompts: Mapping[str, str | None]) -> dict[str, str]:

@@ -7,7 +7,7 @@
     ├── InputError        what was passed to a call: texts, prompts, dimensions, keywords (also a ValueError)
     └── HubError          a model could not be fetched from the Hugging Face hub
 
-    GemmaWarning          the call goes on, but perhaps not as you meant (a text was cut, a prompt stands twice)
+    GemmaWarning          the call goes on, but perhaps not as you meant (a text was cut, or has its prompt twice)
 
 A message says what, where, what was expected and what to do next.
 """

@@ -83,7 +83,7 @@ class Fast:
         thetas = {(layer.H, layer.theta) for layer in self._config.layers}
         ropes = {}
         for H, theta in thetas:
-            cos, sin = rope_table(max_tokens, H, theta)  # each angle stands there twice
+            cos, sin = rope_table(max_tokens, H, theta)  # each angle is there twice
             ropes[H, theta] = np.ascontiguousarray(cos[:, : H // 2]), np.ascontiguousarray(sin[:, : H // 2])
         layers = [
             LayerParts(

@@ -1,4 +1,4 @@
-"""modules.json -> what comes behind the trunk: mean pooling, then any chain of Dense and Normalize.
+"""modules.json -> what follows the trunk: mean pooling, then any chain of Dense and Normalize.
 
 Both generations of sentence-transformers' files are read: `pooling_mode_mean_tokens: true` and 6.2's
 `pooling_mode: "mean"`, `sentence_transformers.models.Dense` and `sentence_transformers.base.modules.dense.Dense`.
@@ -14,7 +14,7 @@ from gemma_np.errors import ConfigError
 from gemma_np.files.mapped import read_json, read_json_object
 
 POOLING_MODES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-MAX_MODULES = 100  # each has a file of its own, or all the same large one
+MAX_MODULES = 100  # each has its own file, or all have the same large one
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def spell(call: int, begin: int, end: int) -> int:
 @kernel
 def merge_words(call: int, begin: int, end: int, count: int) -> int:
     """Ids of the text from `begin` to `end`, in which no added token is, after the `count` that are there."""
-    letters, glue, out = field(call, "letters"), field(call, "glue"), field(call, "out")
+    letters, bytes_before_space, out = field(call, "letters"), field(call, "bytes_before_space"), field(call, "out")
     begins, sums, ids = field(call, "begins"), field(call, "sums"), field(call, "ids")
     size = spell(call, begin, end)
     n = i = total = 0
@@ -129,7 +129,7 @@ def merge_words(call: int, begin: int, end: int, count: int) -> int:
         lead = byte_at(letters, i)
         width = min(1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4, size - i)
         space = width == 3 and lead == 0xE2 and byte_at(letters, i + 1) == 0x96 and byte_at(letters, i + 2) == 0x81
-        if space and n > 0 and not after_space and byte_at(glue, byte_at(letters, i - 1)) == 0:
+        if space and n > 0 and not after_space and byte_at(bytes_before_space, byte_at(letters, i - 1)) == 0:
             count = merge(call, n, count)
             n = 0
         after_space = space

@@ -59,7 +59,7 @@ BPE = words("""
     keys tree begins sums ids made after before letters
     prefix prefix_count suffix suffix_count
     pieces starts ranks splits slots slot_bits id_bits powers longest
-    added added_from glue byte_ids
+    added added_from bytes_before_space byte_ids
 """)
 """text, size   UTF-8 of some texts, one after the other; how many bytes they are
 texts, ends  how many they are, and where each one ends, int64
@@ -75,7 +75,7 @@ powers       int32 [256]: powers of the hash's base
 longest      the longest piece in bytes, 255 at most
 added        int32, tokens that are cut out of the text before anything else, sorted by their bytes; tokens that
              begin with the byte b from added_from[b] to added_from[b + 1], int32 [257]
-glue         uint8 [256]: 1 where a piece has this byte followed by a space
+bytes_before_space         uint8 [256]: 1 where a piece has this byte followed by a space
 byte_ids     int32 [256]: the ids that stand for single bytes
 """
 

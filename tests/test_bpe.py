@@ -1,4 +1,4 @@
-"""Text -> ids by the arrays: the kernel in the plain column and this machine's own, and the meaning in Python. The
+"""Text -> ids by the arrays: the kernel in the plain column and this machine's own, and its meaning in Python. The
 `tokenizers` package is the judge, on tokenizers of every kind that the arrays can express.
 
 With NUMBA_DISABLE_JIT=1 the same tests run the kernel as Python, where an access outside of its arrays is an error; see

@@ -17,7 +17,7 @@ from small_tokenizer import small_tokenizer
 from gemma_np import CheckpointError
 from gemma_np.arrays import AnyArray
 from gemma_np.gguf.tokenizer import from_scores
-from gemma_np.tokens.bpe import Encoder, glue, meaning
+from gemma_np.tokens.bpe import Encoder, bytes_before_space, encode_in_python
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import (
     FILE,
@@ -171,7 +171,9 @@ def test_a_space_behind_something_else_in_a_piece_is_told(tmp_path: Path) -> Non
     def found(*words: str) -> list[int]:
         table = joined([*BYTES, *(word.encode() for word in words)])
         zeros = np.zeros(256 + len(words), np.int32)
-        return np.flatnonzero(glue(make_pieces(tmp_path, table, zeros, zeros, [], [], [], [], len(zeros)))).tolist()
+        return np.flatnonzero(
+            bytes_before_space(make_pieces(tmp_path, table, zeros, zeros, [], [], [], [], len(zeros)))
+        ).tolist()
 
     assert found("▁", "▁▁", "▁a", "a") == []
     assert found("a", "▁") == []  # side by side, and no piece
@@ -225,7 +227,7 @@ TEXTS = [
 
 
 def test_gemmas_tables_of_gguf_give_the_packages_ids(gemma_json: Path) -> None:
-    check_tables(gemma_json, TEXTS, lambda pieces, text: meaning(text.encode(), pieces))
+    check_tables(gemma_json, TEXTS, lambda pieces, text: encode_in_python(text.encode(), pieces))
 
 
 def test_bos_and_eos_stand_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_higher_score_merges_first_and_unused_pieces_never(tmp_path: Path) -> 
 
     def ids(ab: float, bc: float, types: AnyArray) -> list[int]:
         scores = np.array([0] * 259 + [ab, bc, -9], np.float32)
-        return meaning(b"abc", from_scores(tmp_path, table, scores, types, [], []))
+        return encode_in_python(b"abc", from_scores(tmp_path, table, scores, types, [], []))
 
     assert ids(-1, -2, types) == ids(-2, -1, types) == [261]
     unused = types.copy()

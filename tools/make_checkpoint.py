@@ -1,6 +1,6 @@
 """Make a checkpoint folder like EmbeddingGemma's, of any size, with synthetic weights.
 
-    python tools/make_checkpoint.py OUT                                       small, with a tokenizer of its own
+    python tools/make_checkpoint.py OUT                                       small, with its own tokenizer
     python tools/make_checkpoint.py OUT --size full --tokenizer DIR --report  the real shape and tokenizer
 
 sentence-transformers loads the folder too. Nothing in it comes from the real model but the shape and, where DIR is
@@ -117,7 +117,7 @@ def make_checkpoint(
     dense           the Dense modules; None: D to 4 D and back, without bias, as in EmbeddingGemma
     normalize       whether a Normalize module ends the chain
     include_prompt  what 1_Pooling says
-    prefix          put in front of each tensor's name: "model." in some files
+    prefix          put before each tensor's name: "model." in some files
     shards          number of files for the trunk
     """
     if on_grid and dtype != "float32":
@@ -302,7 +302,7 @@ def main() -> int:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="folder of a checkpoint whose tokenizer is copied"
     )
-    parser.add_argument("--report", action="store_true", help="print the statistics beside the real model's")
+    parser.add_argument("--report", action="store_true", help="print the statistics next to the real model's")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     arguments = parser.parse_args()
     out: Path = arguments.out

@@ -5,7 +5,7 @@ than the rest, norm weights from -87 to 2,534, projections with entries at 38 st
 so small that epsilon counts. `realistic` brings all that back (real_stats.json), layer by layer: it draws a layer's
 weights, runs the calibration text through `gemma_np.model.block`, and sets a few numbers so that each activation meets
 its target. In the real model channels are loud or quiet by nature, in all layers alike: the louder a channel, the
-larger its weights in the norms behind attention and feed-forward, and the smaller those in the norms in front. Two are
+larger its weights in the norms after attention and feed-forward, and the smaller those in the norms before. Two are
 far louder than the rest, and here they stay so by a loop:
 
     the embedding table gives every token the same values in two outlier channels, one above zero and one below
@@ -40,7 +40,7 @@ TABLE_ROWS = 4096  # of the embedding table at a time: 12 MB at D = 768
 NEURONS = 4  # per layer that carry the outliers
 DECAY = 0.8  # of their heights, from one to the next
 QUIET = 0.1  # what remains of weights that would pass the outliers on: else tokens would drown in what they share
-IN_EVERY_TOKEN = 0.6  # mean square of an outlier channel behind a norm, of its extreme's: as loud in every token
+IN_EVERY_TOKEN = 0.6  # mean square of an outlier channel after a norm, of its extreme's: as loud in every token
 EMBEDDED = 0.8  # the outliers' constant values in the table, of the real rows' extremes
 
 
@@ -271,7 +271,7 @@ class Calibration:
         self, w: LayerWeights, neurons: AnyArray, seen: dict[str, Float32], depth: float, eps: float
     ) -> None:
         """Let the outliers' rows of down_proj read these neurons, with so much weight that they have half of the
-        output's energy. Then the norm behind holds them at that size in every token, whatever the neurons do."""
+        output's energy. Then the norm that follows holds them at that size in every token, whatever the neurons do."""
         y, a = seen["mlp.down_proj"], seen["mlp.down_proj.input"]
         rest = energy(y[:, self.bulk]) / len(y) + eps * self.config.D
         peak = float(np.abs(w.down_proj).max())
@@ -291,7 +291,7 @@ class Calibration:
         w.post_feedforward_layernorm[:] = self.rounding(w.post_feedforward_layernorm)
 
     def goals(self, seen: dict[str, Float32], depth: float) -> tuple[float, float]:
-        """Where the outliers shall be behind this layer, on average over the tokens: at the real extremes.
+        """Where the outliers shall be after this layer, on average over the tokens: at the real extremes.
 
         In the real model a single token can have an extreme alone; here all have it, so the standard deviation sets a
         limit. And it can fall to a fifth in one layer; all tokens' together do not, or some would change their sign.

@@ -1,4 +1,4 @@
-"""Do a checkpoint's weights behave like the real model's? Measure them, beside real_stats.json.
+"""Do a checkpoint's weights behave like the real model's? Measure them and compare with real_stats.json.
 
     python tools/weight_report.py CHECKPOINT
 

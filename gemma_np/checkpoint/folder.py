@@ -78,7 +78,7 @@ def open_checkpoint(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}, which is not a plain file name beside it")
+            raise CheckpointError(f"{index} names {file!r}, expected the plain name of a file in the same folder")
         for name, tensor in open_safetensors(folder / file).items():
             if weight_map.get(name) == file:  # the index decides where a name occurs in several files
                 tensors[name] = tensor

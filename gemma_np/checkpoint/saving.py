@@ -58,7 +58,7 @@ def save(
         raise InputError(f"format = {format!r} is not known; expected {', '.join(SAVED_AS)}")
     if source.quantization not in (None, format) and format != "float32":
         raise InputError(
-            f"{source.path} is {source.quantization} already; make {format} from the float checkpoint behind it"
+            f"{source.path} is {source.quantization} already; make {format} from the float checkpoint that it came from"
         )
     if not source.path.is_dir():
         raise InputError(f"{source.path} is one file without a checkpoint's settings; use its safetensors checkpoint")
@@ -111,7 +111,7 @@ def copy_settings(source: Source, folder: Path) -> None:
 
 
 def write_tokenizer(source: Source, folder: Path, format: str) -> None:
-    """tokenizer.json beside float weights, tokenizer.safetensors beside quantised ones, if that can express it."""
+    """tokenizer.json for float weights, tokenizer.safetensors for quantised ones, if that can express it."""
     here, there = source.path / source.modules.trunk, folder / source.modules.trunk
     kept = FILE if format != "float32" else TOKENIZER_JSON
     if os.path.isfile(here / kept):

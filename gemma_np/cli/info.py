@@ -154,7 +154,7 @@ def print_kernels(config: Config, modules: Modules, threads: int | None) -> None
 
 
 def print_tensors(tensors: Mapping[str, Any]) -> None:
-    """One line per kind of tensor, not per layer; a layer that differs has a line of its own."""
+    """One line per kind of tensor, not per layer; a layer that differs has its own line."""
     kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for name, tensor in tensors.items():
         match = re.search(r"(?:(?<=layers\.)|(?<=^blk\.))\d+(?=\.)", name)

@@ -85,7 +85,7 @@ class MappedFile:
     map: mmap.mmap
 
     def __del__(self) -> None:
-        self.file.close()  # with the last tensor; arrays keep the map alive, which has a handle of its own
+        self.file.close()  # with the last tensor; arrays keep the map alive, which has its own handle
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of some bytes. Where the system can, it is read past the map: a page of a map that is touched counts

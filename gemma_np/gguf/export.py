@@ -187,7 +187,7 @@ def model_metadata(source: Source) -> dict[str, Any]:
 
 
 def header(metadata: Mapping[str, Any], tensors: Mapping[str, Written]) -> bytes:
-    """All that stands in front of the tensors."""
+    """All that comes before the tensors."""
     parts = [MAGIC, number(3, 4), number(len(tensors)), number(len(metadata))]
     parts += [text(key) + value(entry) for key, entry in metadata.items()]
     offset = 0

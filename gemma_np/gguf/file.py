@@ -88,8 +88,8 @@ UINT32, UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 class Texts:
     """An array of texts in the file, read when they are asked for.
 
-    begin    where the array's elements begin in the file, each text behind its length
-    starts   of the texts, counted from there; one more, 8 bytes behind the last one's end
+    begin    offset of the first element; each text is preceded by its length
+    starts   of the texts, counted from there; one more, 8 bytes after the last one's end
     """
 
     source: MappedFile
@@ -100,7 +100,7 @@ class Texts:
         return len(self.starts) - 1
 
     def joined(self) -> tuple[AnyArray, AnyArray]:
-        """All texts behind each other, uint8, and where they begin, int32; one more: the end."""
+        """All texts one after the other, uint8, and where they begin, int32; one more: the end."""
         data = np.frombuffer(self.source.read(self.begin, self.starts[-1] - 8), np.uint8)
         starts = np.frombuffer(self.starts, np.int32)
         texts = np.ones(len(data), bool)
@@ -270,7 +270,7 @@ class Reader:
     def placed(
         self, infos: list[tuple[str, tuple[str, int, int], tuple[int, ...], int]], data: int, alignment: int
     ) -> dict[str, TensorInfo]:
-        """The tensors by name, each in a place of its own inside the file."""
+        """The tensors by name, each in its own place inside the file."""
         tensors: dict[str, TensorInfo] = {}
         size = len(self.map)
         for name, (dtype, values, bytes_), shape, offset in infos:

@@ -48,7 +48,7 @@ HEAD_SIZES = (
 
 
 class Keys:
-    """The file's settings by llama.cpp's keys, without the architecture's name in front of them."""
+    """The file's settings by llama.cpp's keys, without the architecture's name before them."""
 
     def __init__(self, file: GGUF) -> None:
         self.path, self.metadata = file.source.path, file.metadata
@@ -206,7 +206,7 @@ def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None, wat
             "(dense=False)"
         )
     if dense and own:
-        raise InputError(f"{path} has Dense heads of its own; leave dense out")
+        raise InputError(f"{path} has its own Dense heads; leave dense out")
     modules = resolve_modules(dense) if dense else TRUNK_ALONE if dense is False or own is None else own
     full_dim = check_widths(config, modules, dense or path)
     defaults = read_defaults(dense).check(full_dim) if dense else Defaults(PUBLISHED, None, "cosine", None)

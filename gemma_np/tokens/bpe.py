@@ -5,7 +5,7 @@
 3. Of all neighbours that together are a piece, the pair merges whose piece has the lowest rank; then the one with the
    longer left part, the longer right part, the one further left. Until no two neighbours are a piece.
 
-`meaning` is just that, in Python; kernels/bpe.py is the same, compiled. Merges need no table of their own: Gemma's
+`encode_in_python` is just that, in Python; kernels/bpe.py is the same, compiled. Merges need no table: Gemma's
 514,906 are all the ways to split a piece in two, sorted so. tokenizer_json.py checks that of a tokenizer.json.
 """
 
@@ -24,8 +24,8 @@ ESCAPE = "surrogateescape"  # a text is UTF-8, but the added tokens of a damaged
 FIELD = {name: i for i, name in enumerate(BPE)}
 
 
-def meaning(text: bytes, pieces: Pieces) -> list[int]:
-    """A text's ids, without those in front and behind."""
+def encode_in_python(text: bytes, pieces: Pieces) -> list[int]:
+    """A text's ids, without the prefix and the suffix."""
     ids: list[int] = []
     for part in cut(text, pieces):
         added = pieces.added_ids.get(part)
@@ -34,7 +34,7 @@ def meaning(text: bytes, pieces: Pieces) -> list[int]:
 
 
 def cut(text: bytes, pieces: Pieces) -> list[bytes]:
-    """The text in parts: its added tokens, and what lies between them."""
+    """The text in parts: its added tokens, and the text between them."""
     parts, begin, i = [], 0, 0
     lengths = pieces.added_lengths
     while i < len(text):
@@ -88,7 +88,7 @@ def merged(text: bytes, pieces: Pieces) -> list[int]:
 class Encoder:
     """Texts -> ids, compiled where there is something compiled.
 
-    run   the kernel, see kernels/objects.py; None: `meaning`, some fifty times as slow
+    run   the kernel, see kernels/objects.py; None: `encode_in_python`, some fifty times as slow
     """
 
     def __init__(self, pieces: Pieces, run: Callable[[int], None] | None) -> None:
@@ -102,7 +102,7 @@ class Encoder:
             **{"prefix": pieces.prefix, "suffix": pieces.suffix},
             "added_from": np.searchsorted(heads, np.arange(257)).astype(np.int32),
             "powers": np.array(powers, np.int32),
-            "glue": glue(pieces),
+            "bytes_before_space": bytes_before_space(pieces),
         }
         numbers = {
             "prefix_count": len(pieces.prefix),
@@ -122,10 +122,12 @@ class Encoder:
         return self.pieces.piece(id).decode(errors="replace")
 
     def encode(self, texts: Sequence[str]) -> list[Int32]:
-        """The ids of some texts, with those in front and behind. Several threads may call at once."""
+        """The ids of some texts, with prefix and suffix. Several threads may call at once."""
         raw = [text.encode() for text in texts]
         if self._run is None:
-            return [np.array([*self.prefix, *meaning(text, self.pieces), *self.suffix], np.int32) for text in raw]
+            return [
+                np.array([*self.prefix, *encode_in_python(text, self.pieces), *self.suffix], np.int32) for text in raw
+            ]
         found: list[Int32] = []
         for part in parts(raw):
             call, ids, counts, *_kept = self.prepared(part)
@@ -166,11 +168,11 @@ def parts(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         yield texts[begin:]
 
 
-def glue(pieces: Pieces) -> AnyArray:
-    """Which bytes a piece has in front of a space, uint8 [256]: behind all others a text can be cut. Gemma has a single
-    piece with a space behind something else."""
+def bytes_before_space(pieces: Pieces) -> AnyArray:
+    """Which bytes a piece has before a space, uint8 [256]: after any other byte a text can be cut. Gemma has a single
+    piece with a space after something else."""
     text, found = pieces.text, np.zeros(256, np.uint8)
-    here = np.zeros(len(text) + 3, bool)  # a space ends in front of the byte i
+    here = np.zeros(len(text) + 3, bool)  # a space ends before the byte i
     here[3 : len(text) + 1] = (text[:-2] == SPACE[0]) & (text[1:-1] == SPACE[1]) & (text[2:] == SPACE[2])
     inner = here[3:].copy()  # one begins at the byte i
     inner[pieces.starts[:-1]] = False

@@ -3,7 +3,7 @@
 The `tokenizers` package merges by a table of pairs, the arrays by the rank of the piece that a pair makes. A table says
 the same as ranks if it is sorted by them, which is checked merge by merge:
 
-- Pieces come in groups, one behind the other in the table. A group's number is the rank of its pieces.
+- Pieces come in groups, one after the other in the table. A group's number is the rank of its pieces.
 - A group of one piece has all the ways to split it, or a single one; the longer left part comes first.
 - Only the first group may have several pieces. Each is one character again and again, and among those of the same
   character the longer left part comes first, then the longer right part: Gemma's runs of spaces, newlines and tabs.
@@ -49,7 +49,7 @@ def from_tokenizer_json(path: Path) -> Pieces:
 
 
 NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE.decode()}
-# Splits at spaces, and none are left behind the normaliser: it does nothing.
+# Splits at spaces, and the normaliser has left none: it does nothing.
 PRE_TOKENIZER = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 
 
@@ -76,7 +76,7 @@ def _converted(path: Path, content: dict[str, Any]) -> Pieces:
         for flag in ("normalized", "lstrip", "rstrip", "single_word"):
             require(token[flag] is False, f"its added token {text!r} has {flag} = {token[flag]!r}")
         require(id == vocabulary.get(text, len(table)), f"its added token {text!r} has the id {id}")
-        require(text not in added, f"its added token {text!r} stands twice")
+        require(text not in added, f"its added token {text!r} is listed twice")
         if id == len(table):
             table.append(text)
         added[text] = id
@@ -84,14 +84,14 @@ def _converted(path: Path, content: dict[str, Any]) -> Pieces:
             special.append(id)
     ranks += [-1] * (len(table) - pieces)
     splits += [0] * (len(table) - pieces)
-    prefix, suffix = around(content["post_processor"])
+    prefix, suffix = frame(content["post_processor"])
     require(all(0 <= id < len(table) for id in prefix + suffix), "its post_processor has ids that are no pieces")
     encoded = [piece.encode() for piece in table]
     return make_pieces(path, joined(encoded), ranks, splits, list(added.values()), special, prefix, suffix, pieces)
 
 
-def around(post_processor: Any) -> tuple[list[int], list[int]]:
-    """The ids that a post-processor puts in front of a text and behind it."""
+def frame(post_processor: Any) -> tuple[list[int], list[int]]:
+    """The ids that a post-processor puts before and after a text."""
     if post_processor is None:
         return [], []
     require(post_processor["type"] == "TemplateProcessing", f"its post_processor is {post_processor['type']}")

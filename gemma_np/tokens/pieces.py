@@ -34,7 +34,7 @@ class Pieces:
     """A tokenizer's vocabulary. V pieces and A added tokens; a token may be both.
 
     path     where it comes from, for messages
-    text     uint8: all pieces behind each other, UTF-8
+    text     uint8: all pieces one after the other, UTF-8
     starts   int32 [V + 1]: piece i is text[starts[i] : starts[i + 1]]
     ranks    int32 [V]: the lowest merges first; -1: no merge makes this piece
     splits   uint8 [V]: 0: any two pieces merge into it; k: only those of which the left one has k bytes
@@ -42,8 +42,8 @@ class Pieces:
     added    int32 [A]: the added tokens, sorted by their bytes
     special  uint8 [A]: 1 for those that are no text (<bos>), as tokenizer.json has it; it changes no ids
     byte_ids int32 [256]: the ids of <0x00> to <0xFF>
-    prefix   int32: ids in front of each text; suffix: behind it
-    pieces   how many ids are pieces that merge; the others, behind them, are added tokens only
+    prefix   int32: ids before each text; suffix: after it
+    pieces   how many ids are pieces that merge; the others, after them, are added tokens only
     """
 
     path: Path
@@ -66,13 +66,13 @@ class Pieces:
         return bytes(self.text[self.starts[id] : self.starts[id + 1]])
 
     def below(self, rows: int) -> "Pieces":
-        """The same without the added tokens that have none of so many rows of an embedding table: those are text."""
+        """The same without the added tokens that have none of so many rows of an embedding table."""
         kept = self.added < rows
         return self if kept.all() else replace(self, added=self.added[kept], special=self.special[kept])
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
-        """The pieces that merge. A Python dictionary, for `meaning` alone: it costs more than all the arrays."""
+        """The pieces that merge. A Python dictionary, for encode_in_python alone: it costs more than all arrays."""
         text, starts = self.text.tobytes(), self.starts.tolist()
         return {text[starts[id] : starts[id + 1]]: id for id in range(self.pieces)}
 
@@ -90,7 +90,7 @@ class Pieces:
 
 
 class PieceTable(NamedTuple):
-    """Each id's bytes: text uint8, all behind each other, and starts int32 [V + 1], as in Pieces."""
+    """Each id's bytes: text uint8, all one after the other, and starts int32 [V + 1], as in Pieces."""
 
     text: AnyArray
     starts: Int32
@@ -122,7 +122,7 @@ def make_pieces(
     if not lengths.size or lengths.min() < 1 or lengths.max() > LONGEST:
         raise ValueError(f"pieces must have 1 to {LONGEST} bytes")
     hashes = hashed(text, starts)
-    if twins := same(table, hashes):
+    if twins := first_twins(table, hashes):
         one, other = twins
         raise ValueError(f"the pieces {one} and {other} are the same, {piece_of(table, one)!r}")
     ordered = sorted(added, key=lambda id: piece_of(table, id))
@@ -157,7 +157,7 @@ def ids_of_bytes(table: PieceTable) -> Int32:
     return np.array([ids[name] for name in names], np.int32)
 
 
-def same(table: PieceTable, hashes: AnyArray) -> tuple[int, int] | None:
+def first_twins(table: PieceTable, hashes: AnyArray) -> tuple[int, int] | None:
     """Two pieces that are the same, if there are any; only those of one hash can be."""
     order = np.argsort(hashes, kind="stable")
     alike = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])

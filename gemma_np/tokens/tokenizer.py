@@ -28,7 +28,7 @@ class TextEncoder(Protocol):
 
     path            its file
     sizes           how many ids are pieces of text, and what all ids are below, those of added tokens too
-    prefix, suffix  the ids in front of a text and behind it
+    prefix, suffix  the ids before and after a text
     """
 
     path: Path
@@ -44,7 +44,7 @@ class TextEncoder(Protocol):
 class Tokenizer:
     """A checkpoint's tokenizer, with its own limit on length.
 
-    BOS goes in front and EOS behind, as the checkpoint says, and both count towards the limit. A text that is too long
+    BOS comes first and EOS last, as the checkpoint says, and both count towards the limit. A text that is too long
     loses its last tokens, never its EOS.
 
     pieces  from elsewhere; None: the folder's tokenizer.safetensors, or else its tokenizer.json
@@ -81,7 +81,7 @@ class Tokenizer:
                 f"{config.V:,} rows: it belongs to another model; take the {self.path.name} that came with these "
                 "weights"
             )
-        for where, found, expected in (("before", self.prefix, config.bos), ("behind", self.suffix, config.eos)):
+        for where, found, expected in (("before", self.prefix, config.bos), ("after", self.suffix, config.eos)):
             if found and expected and found[-1] not in expected:
                 raise CheckpointError(
                     f"{self.path} puts the id {found[-1]} {where} a text, but config.json says {sorted(expected)}: it "

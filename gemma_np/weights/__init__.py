@@ -1,1 +1,1 @@
-"""Matrices: their names and shapes, what a code means, where it lies, and how they are loaded."""
+"""Matrices: their names and shapes, what a code means, where codes are, and how they are loaded."""

@@ -1,7 +1,7 @@
 """Quantised tensors in files: block by block in llama.cpp's order, or packed as the kernels read them.
 
-Both stand beside checkpoint.Tensor, in tables from names to tensors: see `Stored` in weights.py. The files' readers
-have checked that all bytes are there.
+Tables from names to tensors hold them as they hold files.safetensors.Tensor: see `Stored` in loading.py. The files'
+readers have checked that all bytes are there.
 """
 
 import math
@@ -58,7 +58,7 @@ def check_scales(scales: Float16, name: str, path: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BlockTensor:
-    """A matrix [O, I] whose rows lie in blocks, one behind the other. Nothing is read before it is asked for.
+    """A matrix [O, I] whose rows are in blocks, one after the other. Nothing is read before it is asked for.
 
     format   "q8_0" or "q4_0"
     source   the file

@@ -1,4 +1,4 @@
-"""Where a quantised matrix lies: in the order in which kernels read it, sixteen rows (a panel) at a time.
+"""A matrix in the order in which kernels read it: sixteen rows (a panel) at a time.
 
 Letters: O outputs, I inputs, P panels.
 """
@@ -94,7 +94,7 @@ class Packed:
 
 
 def pack(w: Float32, format: str, out: Packed | None = None, name: str = "") -> Packed:
-    """Encode a matrix and lay it out for kernels, 64 rows at a time: little memory is needed beside the result.
+    """Encode a matrix and lay it out for kernels, 64 rows at a time: little memory is needed besides the result.
 
     w        float32 [O, I]; O a multiple of 16, and I of 32 unless format is "f32"
     out      where to write, of w's shape and that format; None: a new one, which is returned

@@ -22,7 +22,7 @@ from gemma_np.kernels.plan import FORMATS, GROUP
 UInt8 = NDArray[np.uint8]
 Float16 = NDArray[np.float16]
 
-QUANTIZATIONS = ("q8_0", "q4_0", "mixed")  # what `quantization=` accepts, beside None
+QUANTIZATIONS = ("q8_0", "q4_0", "mixed")  # what `quantization=` accepts, apart from None
 ZERO = {"q8_0": 128, "q4_0": 8}  # the code that means 0
 BITS = {"f32": 32.0, "q8_0": 8.5, "q4_0": 4.5}  # per value, scales included
 STEPS = {"q8_0": 127, "q4_0": 8}  # scales from 0 to a block's largest magnitude
@@ -95,7 +95,7 @@ def encode_q4_0(blocks: Float32) -> tuple[UInt8, Float32]:  # [n, I/32, 32] -> c
     """q4_0: 4.5 bits per value. d = m / -8, m the first value of largest magnitude; code = min(floor(x/d + 8.5), 15).
 
     So m has code 0, exactly -8 steps, and d has the opposite sign of m. On m's other side there are only 7 steps:
-    what lies beyond 7.5 has the top code, 15, and errs by up to a whole step.
+    what is beyond 7.5 has the top code, 15, and errs by up to a whole step.
 
         |x - value| <= |d| (max(1/2, x/d - 7) + 2^-19) + 8 max(|d| 2^-11, 2^-25)
 

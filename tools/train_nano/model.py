@@ -78,7 +78,7 @@ class Norm(nn.Module):
 
 class Nano(nn.Module):
     def __init__(self, config: dict[str, Any], heads: list[int]) -> None:
-        """config: as in config.json; heads: widths behind the trunk, [1024, 384] for Dense D -> 1024 -> 384."""
+        """config: as in config.json; heads: widths after the trunk, [1024, 384] for Dense D -> 1024 -> 384."""
         super().__init__()
         self.config = config
         D = config["hidden_size"]

@@ -15,7 +15,7 @@ RARE = 1e-3  # pieces of this frequency weigh half (smooth inverse frequency, Ar
 
 
 def piece_vectors(tokenizer: Tokenizer, teacher: Path, out: Path, device: str) -> np.ndarray[Any, Any]:
-    """The teacher's vectors [V, 384] of the pieces, each read as a text of its own."""
+    """The teacher's vectors [V, 384] of the pieces, each read as one text."""
     pieces = [tokenizer.id_to_token(id).replace(SPACE, " ").strip() for id in range(tokenizer.get_vocab_size())]
     return teach(pieces, np.arange(len(pieces)), teacher, out, device)
 
