@@ -236,7 +236,7 @@ def test_a_warning_goes_to_stderr_as_one_line(run: Run, small: Path) -> None:
     done = run("embed", "-m", small, "--prompt-name", "query", "--format", "csv", "task: search result | query: Mars")
     assert done.status == 0
     assert len(done.lines) == 1
-    assert re.fullmatch(r"gemma-np: warning: [^\n]+begin with the prompt already[^\n]+\n", done.err)
+    assert re.fullmatch(r"gemma-np: warning: [^\n]+ begins with the prompt already[^\n]+\n", done.err)
 
 
 # Streams
@@ -420,7 +420,7 @@ def test_an_error_of_the_system_says_where(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(rank, "load", fail)
+    monkeypatch.setattr(rank, "loaded", fail)
     done = run("similarity", "-m", small, "a", "b")
     assert (done.status, done.out, done.err) == (1, b"", f"gemma-np: error: {said}\n")
 
@@ -590,17 +590,17 @@ def test_warnings_name_texts_as_people_count_and_come_once(run: Run, small: Path
     file = tmp_path / "lines"
     long = "word " * 3000
     file.write_text(f"a\n{long}\nb\n{long}\n")
-    cut = "had more than 2,048 tokens and were cut there"
+    cut = "a text had more than 2,048 tokens and was cut there"
     for words, said in (
-        (["embed", "-i", file], [f"2 of the texts (lines 2, 4 of {file}) {cut}"]),
-        (["rank", "query", "-i", file], [f"2 of the texts (lines 2, 4 of {file}) {cut}"]),
-        (["embed", "a", long], [f"1 of the texts (the 2nd TEXT) {cut}"]),
-        (["rank", long, "a", long], [f"1 of the texts (QUERY) {cut}", f"1 of the texts (the 2nd TEXT) {cut}"]),
-        (["similarity", long, "b"], [f"1 of the texts (A) {cut}"]),
-        (["similarity", long, long], [f"2 of the texts (A, B) {cut}"]),
+        (["embed", "-i", file], [f"lines 2, 4 of {file}: {cut}"]),
+        (["rank", "query", "-i", file], [f"lines 2, 4 of {file}: {cut}"]),
+        (["embed", "a", long], [f"the 2nd TEXT: {cut}"]),
+        (["rank", long, "a", long], [f"QUERY: {cut}", f"the 2nd TEXT: {cut}"]),
+        (["similarity", long, "b"], [f"A: {cut}"]),
+        (["similarity", long, long], [f"A, B: {cut}"]),
         (
             ["embed", *[long] * 12],
-            [f"12 of the texts (the 1st, 2nd, 3rd, 4th, 5th, 6th, 7th, 8th, 9th, 10th, ... TEXT) {cut}"],
+            [f"the 1st, 2nd, 3rd, 4th, 5th, 6th, 7th, 8th, 9th, 10th, ... (12 in all) TEXT: {cut}"],
         ),
     ):
         done = run(*words, "-m", small)
@@ -614,7 +614,7 @@ def test_a_warning_is_printed_once_as_one_line(run: Run, small: Path, monkeypatc
             exec("import warnings; warnings.warn('over\\n  there')", {})  # as from another place each time
         raise InputError("enough")
 
-    monkeypatch.setattr(embed, "load", load)
+    monkeypatch.setattr(embed, "loaded", load)
     done = run("embed", "-m", small, "a")
     assert done.err == "gemma-np: warning: over there\ngemma-np: error: enough\n"
 
@@ -781,7 +781,7 @@ def test_too_little_memory_is_one_line(run: Run, small: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(embed, "load", full)
+    monkeypatch.setattr(embed, "loaded", full)
     done = run("embed", "-m", small, "a")
     assert (done.status, done.out, done.err) == (1, b"", "gemma-np: error: there is not enough memory\n")
 
@@ -836,7 +836,7 @@ def test_choices_are_those_of_the_code_that_honours_them() -> None:
     from gemma_np.weights import quantize
 
     assert tuple(writers.WRITERS) == embed.FORMATS
-    assert convert.GGUF_FORMATS == export.FORMATS
+    assert convert.GGUF_FORMATS == export.MATRIX_TYPES
     assert convert.QUANTIZATIONS == quantize.QUANTIZATIONS
 
 

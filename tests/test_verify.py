@@ -25,7 +25,7 @@ class Published:
         self.config = SimpleNamespace(V=262_144, D=768, F=1152, layers=[None] * 24)
         self.full_dim = 768
         self.row_0 = np.float32(verify.ROW_0)
-        self.weights = SimpleNamespace(embed_tokens=SimpleNamespace(rows=lambda ids: self.row_0[None]))
+        self.source = SimpleNamespace(table=SimpleNamespace(rows=lambda ids: self.row_0[None]))
         self.known = known or {}
         self.answers = {"query": np.float32(verify.HELLO_QUERY), "document": np.float32(verify.HELLO_DOCUMENT)}
         self.scores = np.float32([verify.CARD_SIMILARITIES])
@@ -54,7 +54,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """Runs `gemma-np verify` with a stand-in: -> status, stdout, stderr."""
 
     def check(model: object, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(verify, "load", lambda _: model)
+        monkeypatch.setattr(verify, "loaded", lambda _: model)
         status = cli.main(["verify", "copy", *map(str, arguments)])
         return status, *capsys.readouterr()
 

@@ -2,7 +2,6 @@
 
 import argparse
 import codecs
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +36,7 @@ class GivenTexts(Iterable[str]):
 
     def places(self, numbers: Sequence[int]) -> str:
         """[1] -> "line 2 of FILE" or "the 2nd TEXT"; [1, 4] -> "lines 2, 5 of FILE" or "the 2nd, 5th TEXT"."""
-        more = ", ..." if len(numbers) > LISTED else ""
+        more = f", ... ({len(numbers)} in all)" if len(numbers) > LISTED else ""
         if self.source is None:
             return f"the {', '.join(ordinal(i + 1) for i in numbers[:LISTED])}{more} TEXT"
         listed = ", ".join(str(i + 1) for i in numbers[:LISTED])
@@ -94,8 +93,8 @@ def placed(places: Callable[[Sequence[int]], str]) -> Iterator[None]:
 
     def show_placed(message: Any, *rest: Any, **more: Any) -> None:
         if texts := getattr(message, "texts", ()):
-            message = re.sub(r"\(numbers .*?\)", lambda _: f"({places(texts)})", str(message), count=1)
-            message = message.replace("; truncate=False raises an error instead", "")  # no option of a command
+            what = str(message).partition("; truncate=False")[0]  # no option of a command
+            message = f"{places(texts)}: {what}"
         show(message, *rest, **more)
 
     warnings.showwarning = show_placed
