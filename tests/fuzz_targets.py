@@ -38,7 +38,7 @@ from gemma_np.checkpoint.bundle import damaged_files
 from gemma_np.checkpoint.defaults import read_defaults, read_max_seq_length
 from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.checkpoint.saving import save as save_model
-from gemma_np.cli.info import print_info
+from gemma_np.cli.description import print_info
 from gemma_np.config import Config, read_config
 from gemma_np.files.safetensors import FLOATS, Tensor, open_safetensors
 from gemma_np.gguf.export import export

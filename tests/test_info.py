@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from gemma_np import EmbeddingGemma, GemmaError, kernels
 from gemma_np.cli import main as cli
-from gemma_np.cli.info import spans
+from gemma_np.cli.description import spans
 from gemma_np.files.mapped import read_json_object
 from gemma_np.prompts import known_prompts
 

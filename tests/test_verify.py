@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from gemma_np import EmbeddingGemma
 from gemma_np.arrays import Float32
 from gemma_np.cli import main as cli
-from gemma_np.cli import verify
+from gemma_np.cli import published, verify
 
 Known = dict[tuple[str, str], Float32]  # (kind, text) -> vector
 
@@ -24,11 +24,11 @@ class Published:
     def __init__(self, known: Known | None = None) -> None:
         self.config = SimpleNamespace(V=262_144, D=768, F=1152, layers=[None] * 24)
         self.full_dim = 768
-        self.row_0 = np.float32(verify.ROW_0)
+        self.row_0 = np.float32(published.ROW_0)
         self.source = SimpleNamespace(table=SimpleNamespace(rows=lambda ids: self.row_0[None]))
         self.known = known or {}
-        self.answers = {"query": np.float32(verify.HELLO_QUERY), "document": np.float32(verify.HELLO_DOCUMENT)}
-        self.scores = np.float32([verify.CARD_SIMILARITIES])
+        self.answers = {"query": np.float32(published.HELLO_QUERY), "document": np.float32(published.HELLO_DOCUMENT)}
+        self.scores = np.float32([published.CARD_SIMILARITIES])
 
     def encode(self, kind: str, texts: Any, dim: int | None) -> Any:
         if texts == "hello world" and dim is None:
@@ -44,8 +44,8 @@ class Published:
         return self.encode("document", texts, truncate_dim)
 
     def similarity(self, query: Any, documents: Any) -> Float32:
-        assert query == ("query", verify.CARD_QUERY)
-        assert documents == ("document", list(verify.CARD_DOCUMENTS))
+        assert query == ("query", published.CARD_QUERY)
+        assert documents == ("document", list(published.CARD_DOCUMENTS))
         return self.scores
 
 
@@ -111,7 +111,7 @@ def test_a_model_of_another_shape_is_told(small: Path, capsys: pytest.CaptureFix
 def test_other_weights_of_the_same_shape_are_told(check: Any, small: Path) -> None:
     model = Published()
     table = next(tensor for name, tensor in load_file(small / "model.safetensors").items() if "embed_tokens" in name)
-    for row in (table[0, : len(verify.ROW_0)], model.row_0 * np.float32(1.02)):  # synthetic, and fine-tuned
+    for row in (table[0, : len(published.ROW_0)], model.row_0 * np.float32(1.02)):  # synthetic, and fine-tuned
         model.row_0 = row
         status, out, err = check(model)
         assert (status, out) == (1, "")

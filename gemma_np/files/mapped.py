@@ -90,10 +90,11 @@ class MappedFile:
     def read(self, offset: int, length: int) -> bytes:
         """A copy of some bytes. Where the system can, it is read past the map: a page of a map that is touched counts
         as resident memory, with many neighbours that the system maps along with it."""
-        if hasattr(os, "pread"):
-            found = os.pread(self.file.fileno(), length, offset)
-        else:
-            found = self.map[offset : offset + length]
+        try:
+            whole = hasattr(os, "pread")
+            found = os.pread(self.file.fileno(), length, offset) if whole else self.map[offset : offset + length]
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from None
         if len(found) < length:
             raise CheckpointError(f"{self.path} was cut to less than {offset + length:,} bytes while it was in use")
         return found
