@@ -53,8 +53,10 @@ def test_the_python_example_runs_and_finds_the_right_document(
     assert numbers[0] > numbers[1], "Mars is the Red Planet"
 
 
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    (found,) = (a for a in importlib.import_module(CLI).parser()._actions if isinstance(a, argparse._SubParsersAction))
+def subcommands(name: str | None = None) -> dict[str, argparse.ArgumentParser]:
+    """The commands' parsers; the one called `name` has its options."""
+    top = importlib.import_module(CLI).parser(name)
+    (found,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
     return dict(found.choices)
 
 
@@ -68,7 +70,7 @@ def test_commands_are_accepted_as_shown(line: str) -> None:
 @pytest.mark.parametrize("command", IN_SENTENCES)
 def test_commands_in_sentences_exist_with_their_options(command: str) -> None:
     _, name, *words = shlex.split(command)
-    options = subcommands()[name].format_help()
+    options = subcommands(name)[name].format_help()
     for word in words:
         if word.startswith("-"):
             assert re.search(rf"^  .*(?<!\S){re.escape(word)}\b", options, re.MULTILINE), f"{name} has no {word}"

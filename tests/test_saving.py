@@ -105,7 +105,7 @@ def test_quantize_reports_size_and_cosine(small: Path, tmp_path: Path, capsys: p
 def test_what_cannot_be_is_refused_before_anything_is_written(small: Path, tmp_path: Path) -> None:
     save(open_source(small), tmp_path / "model", "q4_0")
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InputError, match="is q4_0 already; make q8_0 from the float checkpoint behind it"):
+    with pytest.raises(InputError, match="is q4_0 already; make q8_0 from the float checkpoint that it came from"):
         save(open_source(tmp_path / "model"), tmp_path / "other", "q8_0")
     with pytest.raises(InputError, match="exists already"):
         save(open_source(small), tmp_path / "model", "q8_0")
