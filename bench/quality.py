@@ -35,11 +35,11 @@ PRECISIONS = ("float32", "int8", "binary")
 
 def vectors_as(vectors: Array, dim: int, precision: str) -> Array:
     """Cut to dim, brought to length 1, rounded to the codes of a precision: float32 [n, dim]."""
-    cut = output.truncate(unit(vectors), dim, normalized=True, normalize=True)
+    stored = "ubinary" if precision == "binary" else precision
+    codes = output.Wanted(vectors.shape[1], normalized=True, dim=dim, precision=stored).of(unit(vectors))
     if precision == "binary":
-        bits = np.unpackbits(output.quantize(cut, "ubinary", None, normalized=True), axis=1, count=dim)
-        return unit(bits.astype(np.float32) * 2 - 1)
-    return unit(output.quantize(cut, precision, None, normalized=True).astype(np.float32))
+        return unit(np.unpackbits(codes, axis=1, count=dim).astype(np.float32) * 2 - 1)
+    return unit(codes.astype(np.float32))
 
 
 def unit(vectors: Array) -> Array:

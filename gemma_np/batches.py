@@ -1,6 +1,7 @@
 """Streams of texts into batches, and batches of vectors into one array, with flat memory however many there are."""
 
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, repeat
 from typing import Any
@@ -17,14 +18,13 @@ def strings(inputs: Any, name: str) -> Iterable[str]:
     Any iterable will do, and a data set that has only `len()` and indices. InputError for what would be iterated, but
     not as meant: one string, a dictionary, and a table, which gives its columns' names.
     """
-    columns = getattr(inputs, "columns", None)  # pandas, polars; column_names: pyarrow, datasets
-    columns = getattr(inputs, "column_names", None) if columns is None else columns
-    if columns is not None and not isinstance(inputs, Mapping):
-        names = [] if callable(columns) else [repr(column) for column in columns]
-        raise InputError(
-            f"{name} is a table ({type(inputs).__name__}) with the columns {', '.join(names)}; pass one of them, "
-            f"table[{names[0] if names else 'column'}]"
-        )
+    for columns in ("columns", "column_names"):  # of pandas and polars, of pyarrow and datasets
+        if getattr(type(inputs), columns, None) is not None and not isinstance(inputs, Mapping):
+            names = [repr(column) for column in getattr(inputs, columns)] or ["'...'"]
+            raise InputError(
+                f"{name} is a table ({type(inputs).__name__}) with the columns {', '.join(names)}; pass one of them, "
+                f"table[{names[0]}]"
+            )
     if isinstance(inputs, str | bytes | Mapping) or getattr(inputs, "shape", None) == ():
         raise InputError(f"{name} is {described(inputs)}, expected strings")
     if isinstance(inputs, Iterable):
@@ -46,9 +46,11 @@ def described(value: object) -> str:
     """For messages: what was passed instead of text."""
     if value is None:
         return "None"
+    if isinstance(value, bytes):
+        return f"{type(value).__name__} (decode it first)"
     if getattr(value, "shape", None) == ():
         return f"{type(value).__name__} without axes (take its .item())"
-    return f"{type(value).__name__}" + (" (decode it first)" if isinstance(value, bytes) else "")
+    return type(value).__name__
 
 
 def paired(texts: Iterable[str], prompts: str | Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -70,7 +72,7 @@ def paired(texts: Iterable[str], prompts: str | Iterable[str]) -> Iterator[tuple
 
 def chunked(pairs: Iterator[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:
     """`size` texts at a time, with their prompts."""
-    while chunk := list(islice(pairs, size)):
+    while chunk := list(islice(pairs, min(size, sys.maxsize))):
         yield [text for text, _ in chunk], [prompt for _, prompt in chunk]
 
 

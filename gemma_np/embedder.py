@@ -16,10 +16,10 @@ from gemma_np import hub, keywords, similarity
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.batches import chunked, expected_number, gathered, paired, strings
 from gemma_np.checkpoint.defaults import SIMILARITIES, Defaults
-from gemma_np.errors import ConfigError, InputError, positive, warn
+from gemma_np.errors import InputError, positive, warn
 from gemma_np.output import Wanted
 from gemma_np.pipeline import Pipeline, prompted
-from gemma_np.prompts import known_prompts, prompt_named, titled
+from gemma_np.prompts import prompt_named, titled
 
 Texts = str | Iterable[str]
 
@@ -86,13 +86,9 @@ class EmbeddingGemma(Pipeline):
         self.default_prompt_name = default_prompt_name or defaults.default_prompt_name
         if default_prompt_name is not None:
             prompt_named(default_prompt_name, self.prompts)
-        elif self.default_prompt_name not in (None, *known_prompts(self.prompts)):
-            raise ConfigError(
-                f"{defaults.path}: default_prompt_name = {self.default_prompt_name!r} is none of its prompts "
-                f"({', '.join(self.prompts)}); mend the file, or pass default_prompt_name="
-            )
-        self.truncate_dim = defaults.truncate_dim
-        self.truncate_dim = self.wanted(truncate_dim).dim
+        else:
+            defaults.check_prompt(self.prompts)
+        self.truncate_dim = defaults.truncate_dim if truncate_dim is None else truncate_dim
         self.similarity_fn_name = similarity_fn_name or defaults.similarity_fn_name
 
     def _recipe_of(self, name: str | os.PathLike[str], in_hub: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -318,11 +314,14 @@ class EmbeddingGemma(Pipeline):
         """
         from gemma_np.checkpoint.saving import save
 
+        prompts = _checked_prompts(self.prompts)
+        if self.default_prompt_name is not None:
+            prompt_named(self.default_prompt_name, prompts)
         save(
             self.source,
             Path(os.path.expanduser(path)),
             format or self.quantization or "float32",
-            defaults=Defaults(self.prompts, self.default_prompt_name, self.similarity_fn_name, self.truncate_dim),
+            defaults=Defaults(prompts, self.default_prompt_name, self.similarity_fn_name, self.truncate_dim),
             max_seq_length=self.max_seq_length,
             show_progress=show_progress_bar,
         )
@@ -335,6 +334,15 @@ class EmbeddingGemma(Pipeline):
         from gemma_np.checkpoint.fingerprint import fingerprint
 
         return fingerprint(self.source, self.quantization, self.prompts)
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """How many entries `encode` keeps of a vector, where a call does not say; None: all. Can be set."""
+        return self._truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, value: int | None) -> None:
+        self._truncate_dim = super().wanted(value).dim
 
     def get_max_seq_length(self) -> int:
         """`max_seq_length`."""
@@ -362,7 +370,7 @@ class EmbeddingGemma(Pipeline):
         if cut:
             warn(
                 f"a text had more than {self.max_seq_length:,} tokens and was cut there; truncate=False raises an "
-                "error instead",
+                "error instead (this warning's .texts are the numbers of such texts)",
                 texts=cut,
             )
         if doubled:

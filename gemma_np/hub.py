@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gemma_np.checkpoint.folder import SETTINGS_FILES
@@ -39,6 +40,12 @@ HEADS = [
 NETWORK = (ConnectionError, TimeoutError, socket.gaierror)  # of the system's errors; the others are about files
 
 
+def _print(line: str) -> None:
+    """To stderr, if it can be: a full or closed one ends no program."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr)
+
+
 def default_model() -> str:
     """The model that runs when none is named: $GEMMA_NP_MODEL, or nano. For nano, stderr says once that it is not the
     full model."""
@@ -51,19 +58,17 @@ def default_model() -> str:
 
 @functools.cache
 def _say_once() -> None:
-    print(
+    _print(
         "gemma-np: using nano, the small model that comes with the package; for the full one: "
         f"export GEMMA_NP_MODEL={FULL_MODEL} (GEMMA_NP_MODEL={NANO} silences this line)",
-        file=sys.stderr,
     )
 
 
 @functools.cache
 def _say_which_nano() -> None:
-    print(
+    _print(
         f"gemma-np: {NANO} is the small model that comes with the package; for what has this name in the working "
         f"directory say {os.path.join('.', NANO)}",
-        file=sys.stderr,
     )
 
 

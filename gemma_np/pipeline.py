@@ -23,6 +23,7 @@ from gemma_np.fast import Fast, unfit
 from gemma_np.modules import Modules
 from gemma_np.opening import open_source
 from gemma_np.output import Wanted
+from gemma_np.tokens.tokenizer import check_unicode
 from gemma_np.weights.finite import find_nonfinite
 from gemma_np.weights.loading import load_weights
 from gemma_np.weights.quantize import format_of
@@ -208,4 +209,5 @@ def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0)
         for i, string in enumerate(group, first):
             if not isinstance(string, str):
                 raise InputError(f"{what} {i} is {described(string)}, expected a string", text=i)
+            check_unicode(what, i, string)
     return [prompt + text for prompt, text in zip(each, texts, strict=True)]

@@ -53,7 +53,7 @@ def known_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
 def prompt_named(name: str, prompts: Mapping[str, str]) -> str:
     """The prompt of a task; InputError lists the known names."""
     known = known_prompts(prompts)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"prompt_name = {name!r} is unknown; known are {', '.join(sorted(known)) or 'none'}")
     return known[name]
 

@@ -54,5 +54,11 @@ def similarity_pairwise(name: str, a: ArrayLike, b: ArrayLike) -> Float32:  # [A
 
 
 def _matrix(vectors: ArrayLike) -> Float32:
-    array = np.asarray(vectors, dtype=np.float32)
+    try:
+        array = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError):
+        kind = type(vectors).__name__
+        raise InputError(f"{kind} holds no vectors; expected numbers, [dim] or [count, dim]") from None
+    if array.ndim not in (1, 2) or not array.shape[-1]:
+        raise InputError(f"vectors have the shape {array.shape}, expected [dim] or [count, dim]")
     return array[None] if array.ndim == 1 else array

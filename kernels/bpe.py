@@ -1,4 +1,4 @@
-"""Text -> token ids: byte-fallback BPE as in Gemma's tokenizer. gemma_np/bpe.py says in Python what it means.
+"""Text -> token ids: byte-fallback BPE as in Gemma's tokenizer. gemma_np/tokens/bpe.py says in Python what it means.
 
 A text is cut three times before anything merges, each time where no piece can reach across:
 

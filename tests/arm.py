@@ -30,7 +30,7 @@ def main() -> None:
     simd.emit_call = emit_call
 
     from exported import entries
-    from gemma_np.kernels.build import build
+    from gemma_np.kernels import build
     from gemma_np.kernels.columns import BY_NAME
 
     llvm.initialize_all_targets()

@@ -303,7 +303,7 @@ def test_the_empty_text_and_the_empty_batch(small_pair: Pair) -> None:
 def test_many_texts_are_encoded_group_by_group(small_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", "one", "a second text", "", "x" * 50, "é" * 30, "end", ""]
     for size in (0, 1, 5, 60, 10_000):
-        monkeypatch.setattr(bpe, "GROUP", size)
+        monkeypatch.setattr(bpe, "CALL_BYTES", size)
         small_pair.check(*texts)
 
 

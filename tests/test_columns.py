@@ -36,7 +36,7 @@ def test_a_column_that_cannot_run_is_one_warning_with_the_choices(
     (warning,) = caught
     assert f"expected one of {COLUMN.name}, " in str(warning.message)
     assert str(warning.message).endswith("plain, numpy")
-    assert model.kernels is COLUMN
+    assert model.column is COLUMN
 
 
 def test_without_llvmlite_numpy_computes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

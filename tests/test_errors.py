@@ -35,9 +35,9 @@ def test_an_input_error_about_no_text_has_no_number(small: Path) -> None:
 
 def test_a_warning_has_the_numbers_of_its_texts(small: Path) -> None:
     model = EmbeddingGemma(small)
-    with pytest.warns(GemmaWarning, match="2 of the texts") as caught:
+    with pytest.warns(GemmaWarning, match="a text had more than 2,048 tokens") as caught:
         model.encode(["a " * 3000, "b", "c " * 3000])
     assert [warning.message.texts for warning in caught] == [(0, 2)]  # type: ignore[union-attr]
-    with pytest.warns(GemmaWarning, match="1 of the texts") as caught:
+    with pytest.warns(GemmaWarning, match="a text begins with the prompt") as caught:
         model.encode(["a", f"{model.prompts['query']}b"], prompt_name="query")
     assert [warning.message.texts for warning in caught] == [(1,)]  # type: ignore[union-attr]

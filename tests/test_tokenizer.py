@@ -254,8 +254,8 @@ def test_a_tokenizer_with_more_pieces_than_the_table_has_rows_is_refused(small: 
     [
         ("[CLS]", "[SEP]", {"[CLS]": 101, "[SEP]": 102}, r"puts the id 101 before a text, but config\.json says \[2\]"),
         ("[CLS]", "", {"[CLS]": 101}, "puts the id 101 before a text"),
-        ("", "[SEP]", {"[SEP]": 102}, r"puts the id 102 behind a text, but config\.json says \[1\]"),
-        ("<bos>", "</s>", {"<bos>": 2, "</s>": 3}, "puts the id 3 behind a text"),
+        ("", "[SEP]", {"[SEP]": 102}, r"puts the id 102 after a text, but config\.json says \[1\]"),
+        ("<bos>", "</s>", {"<bos>": 2, "</s>": 3}, "puts the id 3 after a text"),
     ],
 )
 def test_another_models_tokenizer_is_refused(
@@ -364,7 +364,7 @@ def test_arrays_of_another_model_are_refused(compact: Path, config: Config) -> N
     for changed, message in (
         (replace(config, V=pieces.pieces - 1), "it belongs to another model; take the tokenizer.safetensors that came"),
         (replace(config, bos=frozenset({99})), "puts the id 2 before a text"),
-        (replace(config, eos=frozenset({99})), "puts the id 1 behind a text"),
+        (replace(config, eos=frozenset({99})), "puts the id 1 after a text"),
     ):
         with pytest.raises(CheckpointError, match=message):
             Tokenizer(compact, changed)
@@ -382,7 +382,7 @@ def test_an_added_token_without_a_row_is_read_as_text_by_the_arrays_too(compact:
 
 def kernel_for_texts() -> Callable[[int], None] | None:
     column = kernels.choose().column
-    return cache.load(column, ("q8_0",)).encode if column else None
+    return cache.kernels_for(column, ("q8_0",)).encode if column else None
 
 
 def with_token(pieces: Pieces, token: str) -> Pieces:

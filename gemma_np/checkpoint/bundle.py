@@ -1,11 +1,11 @@
 """A quantised model in a folder, as it is mapped into memory: nothing is copied or repacked when it is opened.
 
     bundle.json             format version, quantization, and of each file its size and SHA-256
-    model.safetensors       norms and biases in float32; of each matrix codes and scales, packed as in quantize.Packed:
+    model.safetensors       norms and biases in float32; of each matrix codes and scales, packed as in packed.Packed:
                             `layers.0.mlp.down_proj.weight.codes` and `.scales`. Matrices that kernels multiply in one
-                            go are one (weights.FUSED). Last the embedding table, in blocks (blocks.py), row by row:
-                            `embed_tokens.weight.blocks`
-    tokenizer.safetensors   see bpe.py; tokenizer.json instead, where that cannot express it
+                            go are one (weights.names.FUSED). Last the embedding table, in blocks (blocks.py), row by
+                            row: `embed_tokens.weight.blocks`
+    tokenizer.safetensors   see tokens/pieces.py; tokenizer.json instead, where that cannot express it
     *.json, */*.json        as in the checkpoint
 
 All codes and scales start at multiples of 64 bytes, so that one folder serves every set of kernels.
@@ -38,7 +38,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def matrix_shapes(config: Config, modules: Modules) -> dict[str, tuple[int, int]]:
-    """The packed matrices of a bundle with their shapes, by the names of the checkpoint and of weights.FUSED."""
+    """The packed matrices of a bundle with their shapes, by the names of the checkpoint and of weights.names.FUSED."""
     shapes = {}
     for i in range(len(config.layers)):
         fields = layer_tensors(config, i)
@@ -126,7 +126,7 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def bundle_tensors(folder: Path, config: Config, modules: Modules) -> dict[str, Stored]:
-    """A bundle's tensors, mapped and checked, as weights.load_weights takes them."""
+    """A bundle's tensors, mapped and checked, as weights.loading.load_weights takes them."""
     quantization, _ = read_manifest(folder)
     path = folder / "model.safetensors"
     expected = file_layout(config, modules, quantization)

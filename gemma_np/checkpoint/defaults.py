@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from gemma_np.config import Config, positive_int
 from gemma_np.errors import ConfigError
 from gemma_np.files.mapped import read_json_object
+from gemma_np.prompts import known_prompts
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # sentence_bert_config.json's settings that change how a text is read, with the values that do nothing.
@@ -63,6 +65,14 @@ class Defaults:
         """As the file has them."""
         return {name: value for name, value in vars(self).items() if name != "path"}
 
+    def check_prompt(self, prompts: Mapping[str, str]) -> None:
+        """ConfigError for a default prompt that is none of those in use: the file's, perhaps with a caller's."""
+        if self.default_prompt_name not in (None, *known_prompts(prompts)):
+            raise ConfigError(
+                f"{self.path}: default_prompt_name = {self.default_prompt_name!r} is none of its prompts "
+                f"({', '.join(prompts)}); mend the file, or in Python pass default_prompt_name="
+            )
+
     def check(self, full_dim: int) -> "Defaults":
         """The same; ConfigError for a size that the model's vectors, of `full_dim` entries, cannot be cut to."""
         if self.truncate_dim is not None and self.truncate_dim > full_dim:
@@ -86,7 +96,8 @@ def read_defaults(folder: Path) -> Defaults:
     dim = settings.get("truncate_dim")
     if dim is not None:
         dim = positive_int(path, "truncate_dim", dim)
-    similarity = settings.get("similarity_fn_name") or "cosine"
+    similarity = settings.get("similarity_fn_name")
+    similarity = "cosine" if similarity is None else similarity
     if similarity not in SIMILARITIES:
         raise ConfigError(f"{path}: similarity_fn_name = {similarity!r}; served are {', '.join(SIMILARITIES)}")
     return Defaults({key: prompt or "" for key, prompt in prompts.items()}, name, similarity, dim, path)

@@ -62,6 +62,8 @@ def save(
         )
     if not source.path.is_dir():
         raise InputError(f"{source.path} is one file without a checkpoint's settings; use its safetensors checkpoint")
+    if defaults is None:
+        source.defaults.check_prompt(source.defaults.all_prompts)  # else the copy could not be opened either
     with new_folder(out) as folder:
         copy_settings(source, folder)
         write_tokenizer(source, folder, format)
@@ -172,7 +174,7 @@ def packed_parts(matrix: Matrix | None) -> Iterator[AnyArray]:
 
 
 def float_parts(source: Source) -> Iterator[AnyArray]:
-    """All that a trunk's model.safetensors holds, in the order of weights.trunk_shapes."""
+    """All that a trunk's model.safetensors holds, in the order of weights.names.trunk_shapes."""
     loader = Loader.as_stored(source.tensors)
     for rows in source.table_rows():
         yield rows.astype("<f4", copy=False)

@@ -42,7 +42,7 @@ class Settings:
 class Source(Settings):
     """What a model is loaded from.
 
-    tensors         by the checkpoint's names, see weights.load_weights
+    tensors         by the checkpoint's names, see weights.loading.load_weights
     quantization    what its matrices are rounded to already, one of quantize.QUANTIZATIONS; None: they are not
     pieces          reads the tokenizer as arrays. Raises json_file.Inexpressible where these cannot say what it does
     open_tokenizer  reads the tokenizer; `run` is its compiled kernel, see tokenizer.Tokenizer

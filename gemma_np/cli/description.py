@@ -51,6 +51,7 @@ def print_info(
         source = open_source(path, dense, printer)
         print_memory(source.tensors, quantization if source.quantization is None else None, source.quantization)
         source.open_tokenizer(run=None)
+        source.defaults.check_prompt(source.defaults.all_prompts)
     except GemmaError:
         if not printer.printed and os.path.isdir(path):
             with suppress(GemmaError):  # the first reason counts

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ COMMANDS = {
     "quantize": Command(
         "gemma_np.cli.convert:add_quantize",
         "a model in int8 or int4, in a folder that opens in an instant and with little memory",
-        "gemma-np quantize nano --format q4_0 -o nano-q4_0",
+        "gemma-np quantize nano -o nano-q8_0",
     ),
     "dequantize": Command(
         "gemma_np.cli.convert:add_dequantize",
@@ -80,7 +81,8 @@ class Warned:
         line = f"gemma-np: warning: {' '.join(str(message).split())}"
         if line not in self._lines:
             self._lines.add(line)
-            print(line, file=sys.stderr)
+            with suppress(OSError):  # a full stderr ends no run
+                print(line, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ def add_texts(parser: Parser) -> None:
 
 
 class GivenTexts(Iterable[str]):
-    """GivenTexts to be iterated once.
+    """Texts to be iterated once.
 
     source  the file whose lines they are, or "stdin"; None: they are arguments
     """

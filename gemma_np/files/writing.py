@@ -20,6 +20,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     InputError if there is something already; an empty folder may be there. Whatever goes wrong, Ctrl-C and a full disk
     too, nothing is left. Every OSError about the folder has its name, not the hidden one.
     """
+    if not path.name or path.name == "..":
+        raise InputError(f"{path} is no name for a new folder; name one that does not exist yet")
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise InputError(f"{path} exists already; name a folder that does not, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +64,8 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 def _hidden(path: Path) -> Path:
     """Where something is written before it has its name: no other run uses the same.
 
-    Only `kill -9` or a power cut leave it. Later runs neither read it nor fail because of it. They do not remove it
-    either: its run may be alive, on another machine perhaps. The name tells the user what it was to become.
+    Only `kill -9`, SIGQUIT or a power cut leave it. Later runs neither read it nor fail because of it. They do not
+    remove it either: its run may be alive, on another machine perhaps. The name tells the user what it was to become.
     """
     return path.with_name(f".{path.name[:50]}.gemma-np-{os.urandom(6).hex()}")  # within 255 bytes, in any script
 

@@ -55,7 +55,7 @@ def export(
     """Write a model.
 
     source          of a model that llama.cpp can run
-    file            open for writing, at its begin
+    file            open for writing, at its start
     format          of the matrices, one of MATRIX_TYPES; None: as they are stored
     heads           False: the trunk alone, without Dense heads
     show_progress   True, False, or None: on a terminal
@@ -245,7 +245,7 @@ def contents(source: Source, tensors: Mapping[str, Written]) -> Iterator[Iterabl
 
 
 def with_one(w: Float32) -> AnyArray:
-    """A norm's weights as llama.cpp has them; see gguf_tensors.NormTensor."""
+    """A norm's weights as llama.cpp has them; see tensors.NormTensor."""
     return (w + np.float32(1)).astype("<f4", copy=False)
 
 

@@ -1,4 +1,4 @@
-"""A GGUF file's tensors as weights.load_weights takes them: those that are stored in other ways than a checkpoint's."""
+"""A GGUF file's tensors as weights.loading takes them: those that are stored in other ways than a checkpoint's."""
 
 import math
 from dataclasses import dataclass

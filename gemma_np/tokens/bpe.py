@@ -6,7 +6,7 @@
    longer left part, the longer right part, the one further left. Until no two neighbours are a piece.
 
 `encode_in_python` is just that, in Python; kernels/bpe.py is the same, compiled. Merges need no table: Gemma's
-514,906 are all the ways to split a piece in two, sorted so. tokenizer_json.py checks that of a tokenizer.json.
+514,906 are all the ways to split a piece in two, sorted so. json_file.py checks that of a tokenizer.json.
 """
 
 import heapq
@@ -92,7 +92,8 @@ class Encoder:
     """
 
     def __init__(self, pieces: Pieces, run: Callable[[int], None] | None) -> None:
-        self.pieces, self.path, self.sizes, self._run = pieces, pieces.path, (pieces.pieces, len(pieces)), run
+        self.pieces, self.path, self._run = pieces, pieces.path, run
+        self.sizes = pieces.pieces, max(pieces.pieces, int(pieces.added.max(initial=-1)) + 1)
         self.prefix, self.suffix = pieces.prefix.tolist(), pieces.suffix.tolist()
         heads = pieces.text[pieces.starts[pieces.added]]
         powers = [pow(HASH_BASE, n, HASH_PRIME) for n in range(LONGEST + 1)]

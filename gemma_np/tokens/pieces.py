@@ -1,6 +1,6 @@
 """A tokenizer's vocabulary as arrays: from a GGUF file's tables, and in tokenizer.safetensors, mapped in milliseconds.
 
-What the arrays mean, and how a text becomes ids by them: bpe.py. From tokenizer.json and back: tokenizer_json.py.
+What the arrays mean, and how a text becomes ids by them: bpe.py. From tokenizer.json and back: json_file.py.
 """
 
 import math

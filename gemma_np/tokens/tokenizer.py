@@ -6,7 +6,7 @@ some milliseconds; the ids are the same.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from gemma_np.errors import CheckpointError, InputError
 from gemma_np.tokens.bpe import Encoder
 from gemma_np.tokens.package import TOKENIZER_JSON, Package
 from gemma_np.tokens.pieces import Pieces, folder_pieces
-
-if TYPE_CHECKING:
-    pass
 
 MAX_FRAME = 64  # ids around a text
 
@@ -99,7 +96,7 @@ class Tokenizer:
         raises      InputError: a text that is no valid Unicode, a token that has no row in the embedding table
         """
         for i, text in enumerate(texts, first):
-            _check_unicode(i, text)
+            check_unicode("text", i, text)
         ids = self._encoder.encode(texts)
         lengths = [len(tokens) for tokens in ids]
         special = len(self.prefix) + len(self.suffix)
@@ -109,7 +106,7 @@ class Tokenizer:
                     content = tokens[len(self.prefix) : len(tokens) - len(self.suffix)]
                     kept = content[: max(max_tokens - special, 0)]
                     ids[i] = np.array([*self.prefix, *kept, *self.suffix], np.int32)
-        if self._encoder.sizes[1] > self._rows:
+        if self._encoder.sizes[1] > self._rows:  # the package's ids may have gaps
             self._check_rows(ids, first)
         return ids, lengths
 
@@ -130,12 +127,13 @@ class Tokenizer:
         return len(self._encoder.encode([prompt])[0]) - bool(self.suffix)
 
 
-def _check_unicode(i: int, text: str) -> None:
+def check_unicode(what: str, i: int, text: str) -> None:
+    """InputError for a string that no UTF-8 can express; `what` and `i` say which one it is."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"text {i} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
-            "Unicode text; decode its source with errors='replace'",
+            f"{what} {i} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is "
+            "no Unicode text; decode its source with errors='replace'",
             text=i,
         ) from None

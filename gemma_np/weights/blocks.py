@@ -109,7 +109,7 @@ class BlockTensor:
 
 @dataclass(frozen=True, eq=False)
 class PackedTensor:
-    """A matrix [O, I] in a file as the kernels read it, see quantize.Packed: its codes, and elsewhere its scales."""
+    """A matrix [O, I] in a file as the kernels read it, see packed.Packed: its codes, and elsewhere its scales."""
 
     name: str
     format: str
