@@ -8,6 +8,7 @@ optimised as a whole, so that nothing of Python's or Numba's libraries is left: 
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from .plan import ENCODE, FORWARD
 from .target import COLUMN
 
 Entries = Mapping[str, tuple[Any, tuple[Any, ...]]]  # the name in the object -> a kernel and its arguments' types
+# LLVM spills vectors at multiples of 16 bytes, counted from wherever the caller's stack ends. Some then lie across two
+# cache lines, and a pass of AVX2 took up to half as long again, by the thread that ran it. Now stacks begin at a line.
+STACK = re.compile(r"^(define .*\)(?: local_unnamed_addr| unnamed_addr)?)(.*) \{$", re.MULTILINE)
 LLVM_NAMES = {types.int64: "i64", types.float32: "float"}
 
 
@@ -62,7 +66,7 @@ def join(entries: Entries, machine: Any, triple: str) -> Any:
         module = module_of(name, kernel, arguments)
         module.triple, module.data_layout = whole.triple, whole.data_layout
         whole.link_in(module)
-    return whole
+    return llvm.parse_assembly(STACK.sub(r"\1 alignstack(64)\2 {", str(whole)))
 
 
 def optimise(module: Any, entries: Entries, machine: Any) -> Any:

@@ -10,6 +10,7 @@ GEMMA_NP_TEST_ARM=OBJECT those of Arm under qemu, see test_arm.py.
 
 import math
 import os
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -106,6 +107,13 @@ def test_objects_ask_for_nothing_but_the_c_library(kernels: Kernels) -> None:
     assert "usleep" in exported.undefined(code), "else the symbols were not read"
     for name in (*exported.EXPORTED, FORWARD, ENCODE, "PyErr_Format"):
         assert (name.encode() in code) == (name != "PyErr_Format"), name
+
+
+@pytest.mark.skipif(platform.machine() not in BY_NAME["avx2"].machine, reason="reads x86-64 code")
+def test_functions_begin_their_stack_at_a_cache_line(kernels: Kernels) -> None:
+    """Else spilled vectors lie across two, or do not, by the thread that calls. The code is `and rsp, -64`."""
+    if not EMULATED and not ARM:
+        assert kernels.code.count(b"\x48\x83\xe4\xc0") >= 3
 
 
 # ---- functions of vectors
