@@ -126,3 +126,23 @@ def test_an_error_of_the_callers_own_generator_is_not_taken_for_missing_prompts(
 
     with pytest.raises(ValueError, match="my own"):
         list(paired(texts(), ["p", "q"]))
+
+
+def test_an_object_with_a_label_called_columns_is_no_table() -> None:
+    """A pandas Series gives its labels as attributes, too."""
+
+    class Labelled(list[str]):
+        def __getattr__(self, name: str) -> str:
+            if name == "columns":
+                return self[0]
+            raise AttributeError(name)
+
+    assert list(strings(Labelled(["a text", "b"]), "inputs")) == ["a text", "b"]
+
+
+def test_an_empty_table_is_refused_too() -> None:
+    class Empty(Table):
+        columns = ()  # type: ignore[assignment]
+
+    with pytest.raises(InputError, match="is a table"):
+        strings(Empty(), "inputs")

@@ -586,3 +586,66 @@ def test_progress_goes_to_stderr_when_asked_for(model: EmbeddingGemma, capsys: p
     assert "Embedding" in captured.err
     model.encode(TEXTS)
     assert capsys.readouterr().err == ""
+
+
+def test_settings_are_checked_when_they_are_set_or_saved(small: Path, tmp_path: Path) -> None:
+    """A folder that could not be opened again is not written."""
+    model = EmbeddingGemma(small)
+    for dim in (0, 5000, 2.0):
+        with pytest.raises(InputError, match="truncate_dim = "):
+            model.truncate_dim = dim  # type: ignore[assignment]
+    model.truncate_dim = np.int64(9)  # type: ignore[assignment]
+    model.save_pretrained(tmp_path / "nine")
+    assert EmbeddingGemma(tmp_path / "nine").encode("a").shape == (9,)
+    model.default_prompt_name = "garbage"
+    with pytest.raises(InputError, match="'garbage' is unknown"):
+        model.save_pretrained(tmp_path / "out")
+    model.default_prompt_name = None
+    model.prompts["x"] = 3  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"prompts\['x'\] is int"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lone_surrogate_is_placed_in_the_string_that_holds_it(model: EmbeddingGemma) -> None:
+    with pytest.raises(InputError, match=r"text 1 holds the lone surrogate U\+D800 at character 2,"):
+        model.encode_query(["fine", "ab\ud800"])
+    with pytest.raises(InputError, match=r"the prompt of text 0 holds the lone surrogate U\+D800 at character 1,"):
+        model.encode("fine", prompt="a\ud800")
+    with pytest.raises(InputError, match=r"the prompt of text 0 holds the lone surrogate U\+DCFF at character 8,"):
+        model.encode_document(["fine"], titles=["a\udcff"])
+
+
+@pytest.mark.parametrize("name", [[], 3, b"query"])
+def test_a_name_of_a_prompt_that_is_no_string_is_told(model: EmbeddingGemma, name: Any) -> None:
+    with pytest.raises(InputError, match="is unknown; known are"):
+        model.encode("a", prompt_name=name)
+
+
+def test_any_positive_batch_size_will_do(model: EmbeddingGemma) -> None:
+    np.testing.assert_array_equal(model.encode(TEXTS, batch_size=10**30), model.encode(TEXTS))
+
+
+def test_a_fingerprint_is_of_the_model_not_of_its_place(small: Path, writable: Path, tmp_path: Path) -> None:
+    first = EmbeddingGemma(small).fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert EmbeddingGemma(writable).fingerprint() == first
+    others = [
+        EmbeddingGemma(small, quantization="q8_0").fingerprint(),
+        EmbeddingGemma(small, prompts={"query": "q: "}).fingerprint(),
+    ]
+    EmbeddingGemma(small).save_pretrained(tmp_path / "q8_0", format="q8_0")
+    others.append(EmbeddingGemma(tmp_path / "q8_0").fingerprint())
+    assert EmbeddingGemma(tmp_path / "q8_0").fingerprint() == others[-1]
+    for name, change in (
+        ("model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("3_Dense/model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("tokenizer.json", lambda data: data + b"\n"),
+    ):
+        path = writable / name
+        before = path.read_bytes()
+        path.write_bytes(change(before))
+        others.append(EmbeddingGemma(writable).fingerprint())
+        path.write_bytes(before)
+    assert len({first, *others}) == 1 + len(others)
+    assert EmbeddingGemma(writable).fingerprint() == first

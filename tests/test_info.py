@@ -197,3 +197,15 @@ def test_a_trunk_in_a_folder_of_its_own_is_described(
     assert status == 0
     expected = info(small, capsys)[1]
     assert out.splitlines()[1:] == expected.splitlines()[1:]
+
+
+def test_a_default_prompt_that_is_none_is_told_before_it_is_used(
+    writable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(writable / "config_sentence_transformers.json", default_prompt_name="nope")
+    status, out, err = info(writable, capsys)
+    assert status == 1
+    assert out.endswith("can run      no\n")
+    assert "default_prompt_name = 'nope' is none of its prompts" in err
+    assert cli.main(["quantize", str(writable), "-o", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()

@@ -52,3 +52,10 @@ def test_sentence_transformers_agrees(name: str, sentence_transformers: object) 
 
     theirs = SimilarityFunction.to_similarity_fn(name)(A, B).numpy()
     np.testing.assert_allclose(similarity(name, A, B), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("vectors", [np.float32(3), None, [], np.zeros((2, 2, 2)), "text", [["a"]]])
+def test_what_is_no_vector_is_told(vectors: object) -> None:
+    for pair in ((vectors, A), (A, vectors)):
+        with pytest.raises(InputError, match=r"expected (numbers, )?\[dim\] or \[count, dim\]"):
+            similarity("cosine", *pair)  # type: ignore[arg-type]

@@ -192,3 +192,12 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
             write_file(tmp_path / name, b"")
     assert (tmp_path / "pipe").is_fifo()
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_without_a_name_of_its_own_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is no name for a new folder"), new_folder(Path(name)):
+        pass
