@@ -78,6 +78,7 @@ def test_the_texts_that_come_decide_how_many_vectors_there_are(model: EmbeddingG
         np.testing.assert_array_equal(model.encode(tqdm(iter(TEXTS), total=total, disable=True)), expected)
 
 
+@pytest.mark.parity
 def test_a_pandas_table_is_refused_and_its_column_is_not(model: EmbeddingGemma) -> None:
     pandas = pytest.importorskip("pandas", reason="needs the extra `parity`: pandas")
     table = pandas.DataFrame({"text": TEXTS * 30})

@@ -30,7 +30,7 @@ ENCODE = "print(model.encode(['a text', 'another one', '']).tobytes().hex())"
 pytestmark = pytest.mark.skipif(choose().column is None, reason="GEMMA_NP_KERNELS asks for NumPy alone")
 
 
-@pytest.fixture(params=PATCHES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.parity) for name in PATCHES])
 def patch(request: pytest.FixtureRequest) -> str:
     library = request.param.split()[0]
     if importlib.util.find_spec(library) is None:
@@ -103,6 +103,7 @@ def work():
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parity
 def test_a_thread_of_gevents_pool_encodes(small: Path, expected: str, tmp_path: Path) -> None:
     """It can start no compiler: gevent's subprocess needs the main thread. What the cache has it runs."""
     pytest.importorskip("gevent", reason="needs gevent, of the extra `parity`")
