@@ -169,7 +169,7 @@ def test_heads_may_come_from_the_checkpoint(small: Path, files: dict[str, Path])
     whole = EmbeddingGemma(small)
     np.testing.assert_array_equal(model.encode(TEXTS[:5]), whole.encode(TEXTS[:5]))
     assert model.prompts == whole.prompts
-    with pytest.raises(InputError, match="has Dense heads of its own"):
+    with pytest.raises(InputError, match="has its own Dense heads"):
         EmbeddingGemma(files["f32"], dense=small)
     with pytest.raises(InputError, match="dense is for GGUF files"):
         EmbeddingGemma(small, dense=False)

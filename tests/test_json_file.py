@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "rstrip": (added(rstrip=True), "'<new>' has rstrip = True"),
     "single_word": (added(single_word=True), "'<new>' has single_word = True"),
     "another id": (added(id=77), "'<new>' has the id 77"),
-    "twice": (added(content="<eos>", id=1), "'<eos>' stands twice"),
+    "twice": (added(content="<eos>", id=1), "'<eos>' is listed twice"),
     "a long one": (added(content="x" * 256), "pieces must have 1 to 255 bytes"),
     "an empty one": (added(content=""), "pieces must have 1 to 255 bytes"),
     "another processor": (changed("post_processor", value={"type": "ByteLevel"}), "its post_processor is ByteLevel"),

@@ -472,7 +472,7 @@ def test_an_index_never_leads_out_of_the_folder(tmp_path: Path, outside: str) ->
     (folder / "sub").mkdir(parents=True)
     save_file({"a": np.zeros(1, dtype=np.float32)}, tmp_path / "secret.safetensors")
     shards(folder, {"weight_map": {"a": outside}}, {})
-    with pytest.raises(CheckpointError, match="not a plain file name"):
+    with pytest.raises(CheckpointError, match="expected the plain name"):
         open_checkpoint(folder)
 
 
@@ -480,7 +480,7 @@ def test_an_index_never_leads_out_of_the_folder(tmp_path: Path, outside: str) ->
 def test_a_file_name_that_is_none_is_refused(tmp_path: Path, file: str) -> None:
     shards(tmp_path, {"weight_map": {"a": file}}, {})
     with pytest.raises(
-        CheckpointError, match=r"cannot be read|is missing|not a plain file name|surrogates not allowed"
+        CheckpointError, match=r"cannot be read|is missing|expected the plain name|surrogates not allowed"
     ):
         open_checkpoint(tmp_path)
 
