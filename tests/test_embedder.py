@@ -361,6 +361,7 @@ def test_a_model_without_normalize_gives_vectors_as_they_are(writable: Path) -> 
     vector = model.encode("a cat")
     assert abs(np.linalg.norm(vector) - 1) > 1e-3
     np.testing.assert_array_equal(model.encode("a cat", truncate_dim=16), vector[:16])
+    # The length is a float32 sum of 64 squares: sqrt(64) * 2^-24, 5e-7, where errors are random.
     np.testing.assert_allclose(np.linalg.norm(model.encode("a cat", normalize_embeddings=True)), 1, rtol=1e-6)
     np.testing.assert_allclose(
         np.linalg.norm(model.encode("a cat", truncate_dim=16, normalize_embeddings=True)), 1, rtol=1e-6
@@ -372,6 +373,7 @@ def test_a_model_without_normalize_gives_vectors_as_they_are(writable: Path) -> 
 
 def test_similarity_goes_by_its_name(model: EmbeddingGemma, small: Path) -> None:
     a, b = model.encode(["a cat", "a kitten"]), model.encode(["a dog", "a house", "a mouse"])
+    # Both are float32 sums of 64 products of unit vectors: sqrt(64) * 2^-24 apart where errors are random, 5e-7.
     np.testing.assert_allclose(model.similarity(a, b), a @ b.T, atol=1e-6)
     np.testing.assert_allclose(model.similarity_pairwise(a, b[:2]), np.diag(a @ b[:2].T), atol=1e-6)
     other = EmbeddingGemma(small, similarity_fn_name="euclidean")

@@ -21,6 +21,7 @@ def test_a_cut_vector_of_a_normalised_model_has_length_one() -> None:
     for dim in (1, 100, 128, 767):
         cut = output.truncate(unit, dim, normalized=True, normalize=False)
         assert cut.shape == (20, dim)
+        # sums of up to 767 squares, added in pairs: about log2(767) = 10 roundings of 2^-24, 6e-7
         np.testing.assert_allclose(np.linalg.norm(cut, axis=1), 1, rtol=1e-6)
         np.testing.assert_allclose(cut, unit[:, :dim] / np.linalg.norm(unit[:, :dim], axis=1, keepdims=True), rtol=1e-6)
 
@@ -28,7 +29,7 @@ def test_a_cut_vector_of_a_normalised_model_has_length_one() -> None:
 def test_a_model_without_normalize_is_cut_only_unless_asked() -> None:
     long = unit * np.float32(3)
     np.testing.assert_array_equal(output.truncate(long, 64, normalized=False, normalize=False), long[:, :64])
-    np.testing.assert_allclose(
+    np.testing.assert_allclose(  # as above, with 64 squares
         np.linalg.norm(output.truncate(long, 64, normalized=False, normalize=True), axis=1), 1, rtol=1e-6
     )
 
