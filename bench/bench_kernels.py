@@ -27,7 +27,8 @@ import exported
 import floor
 import test_kernels as judge
 from exported import Kernels, Record
-from gemma_np.kernels import choose, reference
+from gemma_np.kernels import reference
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.plan import BLOCK, FORMATS, PLAN, SHARED_BYTES, UNPACKED
 from record import RESULTS, Result, Run
 from tables import show

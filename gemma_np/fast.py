@@ -1,19 +1,22 @@
 """A checkpoint on the compiled kernels: the door from weights and configuration to kernels/forward.py."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma_np import kernels
 from gemma_np.arrays import Float32, Int32
 from gemma_np.config import Config
+from gemma_np.kernels.columns import Column
 from gemma_np.kernels.plan import MAX_TEXTS
 from gemma_np.model import Steps, apply_heads, embed_tokens
 from gemma_np.modules import Dense, Modules
 from gemma_np.ops import rope_table
 from gemma_np.weights.loading import Matrix, Weights, formats_of
 from gemma_np.weights.packed import Packed
+
+if TYPE_CHECKING:
+    from gemma_np.kernels.engine import Engine
 
 # A pass ends at the first of these and of plan.MAX_TEXTS: its activations stay in the last cache, and the workspace
 # stays small. More would buy nothing: weights are read once for a thousand tokens.
@@ -59,9 +62,7 @@ class Fast:
     threads  None: as many as the cores that this process may use
     """
 
-    def __init__(
-        self, column: kernels.Column, weights: Weights, config: Config, modules: Modules, threads: int | None
-    ) -> None:
+    def __init__(self, column: Column, weights: Weights, config: Config, modules: Modules, threads: int | None) -> None:
         from gemma_np.kernels import cache, cores
         from gemma_np.kernels.native import allocate_lock
 
@@ -75,7 +76,7 @@ class Fast:
         self._growing = allocate_lock()
         self._engine = self._made(max(PASS_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 
-    def _made(self, max_tokens: int) -> "kernels.engine.Engine":
+    def _made(self, max_tokens: int) -> "Engine":
         from gemma_np.kernels.engine import Engine
         from gemma_np.kernels.plan import MATRICES, NORMS
         from gemma_np.kernels.workspace import LayerParts
@@ -117,7 +118,7 @@ class Fast:
             engine = self._grown(sum(lengths))
         return engine.run(embed_tokens(np.concatenate(ids), self._weights, self._config), lengths, skips, hidden)
 
-    def _grown(self, tokens: int) -> "kernels.engine.Engine":
+    def _grown(self, tokens: int) -> "Engine":
         """An engine for longer texts, in halves again as long, so that texts that grow do not make one each."""
         with self._growing:
             if tokens > self._engine.max_tokens:

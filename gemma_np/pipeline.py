@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import ThreadpoolController
 
-from gemma_np import kernels, model
+from gemma_np import model
 from gemma_np.arrays import Float32, Int32
 from gemma_np.batches import described, strings
 from gemma_np.config import Config
 from gemma_np.errors import InputError, WeightsError, positive, warn
 from gemma_np.fast import Fast, unfit
+from gemma_np.kernels.choice import choose
+from gemma_np.kernels.columns import Column
 from gemma_np.modules import Modules
 from gemma_np.opening import open_source
 from gemma_np.output import Wanted
@@ -186,9 +188,9 @@ class Pipeline:
             )
 
 
-def chosen(config: Config, modules: Modules) -> tuple[kernels.Column | None, str]:
+def chosen(config: Config, modules: Modules) -> tuple[Column | None, str]:
     """The kernels that run a model, None for NumPy, and why."""
-    choice = kernels.choose()
+    choice = choose()
     if choice.mistake:
         warn(choice.mistake)
     if choice.column is None:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from gemma_np.kernels import choose, compiling
+from gemma_np.kernels import compiling
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.columns import BY_NAME
 from gemma_np.kernels.objects import places
 from gemma_np.kernels.plan import ENCODE, HASH_BASE, HASH_PRIME

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gemma_np.kernels import BY_NAME, cache
+from gemma_np.kernels import cache
+from gemma_np.kernels.choice import choose
+from gemma_np.kernels.columns import BY_NAME
 from test_objects import foreign
 
-from gemma_np import EmbeddingGemma, GemmaWarning, kernels
+from gemma_np import EmbeddingGemma, GemmaWarning
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ("q8_0",)
 PROGRAM = "import sys; from gemma_np import EmbeddingGemma\nprint(EmbeddingGemma(sys.argv[1], quantization='q8_0')"
 PROGRAM += ".encode('a text').tobytes().hex())"
 IMPORTS = "import calendar, uuid, gemma_np.embedder, gemma_np.kernels.cache, gemma_np.kernels.engine"
-COLUMN = kernels.choose().column
+COLUMN = choose().column
 
 pytestmark = pytest.mark.skipif(COLUMN is None, reason="no kernels run on this machine")
 Program = Callable[..., tuple[str, str]]

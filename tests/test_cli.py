@@ -24,8 +24,9 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+from gemma_np.kernels.choice import choose
 
-from gemma_np import EmbeddingGemma, InputError, __version__, kernels
+from gemma_np import EmbeddingGemma, InputError, __version__
 from gemma_np.arrays import Float32
 from gemma_np.cli import convert, embed, rank, writers
 from gemma_np.cli import main as cli
@@ -693,7 +694,7 @@ def test_warmup_is_one_line_with_column_threads_and_format(
     run("warmup", small)
     done = run("warmup", small, "--threads", 3)
     assert (done.status, done.err) == (0, "")
-    assert done.lines == [f"ready: {kernels.choose().name} with 3 threads, float32"]
+    assert done.lines == [f"ready: {choose().name} with 3 threads, float32"]
     monkeypatch.setenv("GEMMA_NP_KERNELS", "numpy")
     done = run("warmup", small)
     assert (done.status, done.err) == (0, "")

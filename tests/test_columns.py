@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from gemma_np.kernels import BY_NAME
+from gemma_np.kernels.choice import Choice, choose
+from gemma_np.kernels.columns import BY_NAME
 
-from gemma_np import EmbeddingGemma, kernels
+from gemma_np import EmbeddingGemma
 from gemma_np.errors import GemmaWarning
 
-COLUMN = kernels.choose().column
+COLUMN = choose().column
 
 pytestmark = pytest.mark.skipif(COLUMN is None, reason="no kernels run on this machine")
 
@@ -17,11 +18,11 @@ pytestmark = pytest.mark.skipif(COLUMN is None, reason="no kernels run on this m
 def test_a_column_is_forced_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("plain", " Plain "):
         monkeypatch.setenv("GEMMA_NP_KERNELS", name)
-        assert kernels.choose().column is BY_NAME["plain"]
+        assert choose().column is BY_NAME["plain"]
     monkeypatch.setenv("GEMMA_NP_KERNELS", "numpy")
-    assert kernels.choose() == kernels.Choice(None, "GEMMA_NP_KERNELS asks for it")
+    assert choose() == Choice(None, "GEMMA_NP_KERNELS asks for it")
     monkeypatch.setenv("GEMMA_NP_KERNELS", "")
-    assert kernels.choose().column is COLUMN
+    assert choose().column is COLUMN
 
 
 @pytest.mark.parametrize(("wish", "why"), [("avx3", "there is no such column"), ("other", "this processor lacks ")])
@@ -41,7 +42,7 @@ def test_a_column_that_cannot_run_is_one_warning_with_the_choices(
 
 def test_without_llvmlite_numpy_computes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
-    choice = kernels.choose()
+    choice = choose()
     assert choice.column is None
     assert "llvmlite, which loads compiled kernels, cannot be imported" in choice.reason
     assert EmbeddingGemma(small, quantization="q8_0").encode("a text").shape == (64,)

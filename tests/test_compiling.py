@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gemma_np.kernels import cache, choose, compiling
+from gemma_np.kernels import cache, compiling
+from gemma_np.kernels.choice import choose
 
 from gemma_np import EmbeddingGemma
 from gemma_np.errors import GemmaWarning

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma_np.kernels import choose
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.plan import STEPS
 from gemma_np.kernels.reference import ROUNDED, numbers_of
 from make_checkpoint import make_checkpoint

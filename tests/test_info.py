@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.cores import usable_cores
 from safetensors.numpy import load_file, save_file
 
-from gemma_np import EmbeddingGemma, GemmaError, kernels
+from gemma_np import EmbeddingGemma, GemmaError
 from gemma_np.cli import main as cli
 from gemma_np.cli.description import spans
 from gemma_np.files.mapped import read_json_object
@@ -40,7 +41,7 @@ def test_it_says_what_the_model_is(small: Path, capsys: pytest.CaptureFixture[st
 
 def test_it_says_which_kernels_run_and_why(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = info(small, capsys)
-    assert f"kernels      {kernels.choose().name}: {kernels.choose().reason}" in out
+    assert f"kernels      {choose().name}: {choose().reason}" in out
     assert f"threads      {usable_cores()}, the cores that this process may use\n" in out
     assert cli.main(["info", str(small), "--threads", "3"]) == 0
     assert "threads      3\n" in capsys.readouterr().out
@@ -53,7 +54,7 @@ def test_forced_kernels_are_told_with_the_reason(
     assert "kernels      plain: GEMMA_NP_KERNELS asks for it\n" in info(small, capsys)[1]
     monkeypatch.setenv("GEMMA_NP_KERNELS", "bogus")
     _, out, err = info(small, capsys)
-    assert f"kernels      {kernels.choose().name}: the first column" in out
+    assert f"kernels      {choose().name}: the first column" in out
     assert err.count("\n") == 1
     assert "expected one of" in err
 

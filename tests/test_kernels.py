@@ -21,8 +21,9 @@ import exported
 import numpy as np
 import pytest
 from exported import Kernels, Record
-from gemma_np.kernels import COLUMNS, lacking, reference
-from gemma_np.kernels.columns import BY_NAME
+from gemma_np.kernels import reference
+from gemma_np.kernels.choice import lacking
+from gemma_np.kernels.columns import BY_NAME, COLUMNS
 from gemma_np.kernels.plan import ENCODE, FORMATS, FORWARD, MATRIX, PLAN, UNPACKED
 
 from gemma_np.arrays import AnyArray

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gemma_np.kernels import choose, lock
+from gemma_np.kernels import lock
 from gemma_np.kernels.cache import kernels_for, path_of
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.lock import alone
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 120
 COLUMN = choose().column
 PROGRAM = """
-import sys; from gemma_np.kernels import cache, choose
+import sys; from gemma_np.kernels import cache; from gemma_np.kernels.choice import choose
 sys.executable = sys.argv[1]
 {settings}
 column = choose().column

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gemma_np.kernels import choose
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.native import Queue, start_thread, unpatched
 
 from gemma_np import EmbeddingGemma

@@ -2,7 +2,7 @@
 
 import llvmlite.binding as llvm
 import pytest
-from gemma_np.kernels import choose
+from gemma_np.kernels.choice import choose
 from gemma_np.kernels.objects import BuildError, opened, places
 from gemma_np.kernels.plan import ENCODE, FORWARD
 

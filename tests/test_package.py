@@ -11,8 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-from gemma_np import kernels as in_the_clone
+from gemma_np.kernels.choice import choose
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,11 +71,11 @@ def test_the_wheel_works_in_a_fresh_environment_from_an_empty_folder(wheel: Path
     (target / "borrowed.pth").write_text("\n".join(folders))
     empty = tmp_path / "empty"
     empty.mkdir()
-    code = "import gemma_np, gemma_np.kernels as k; print(gemma_np.__file__); print(k.__file__); print(k.choose().name)"
-    package, kernels, column = run(python, code, empty).splitlines()
+    code = "import gemma_np, gemma_np.kernels.choice as k; print(gemma_np.__file__, k.__file__, k.choose().name)"
+    package, kernels, column = run(python, code, empty).split()
     assert Path(package).is_relative_to(target)
     assert Path(kernels).is_relative_to(target)
-    assert column == in_the_clone.choose().name
+    assert column == choose().name
     code = "from gemma_np import EmbeddingGemma; print(EmbeddingGemma().encode('hello').shape)"
     assert run(python, code, empty) == "(384,)"
 

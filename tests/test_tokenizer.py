@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 import tokenizers
 from gemma_np.kernels import cache
+from gemma_np.kernels.choice import choose
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np import CheckpointError, EmbeddingGemma, InputError, kernels
+from gemma_np import CheckpointError, EmbeddingGemma, InputError
 from gemma_np.config import Config, read_config
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import FILE, Pieces, joined, make_pieces, open_pieces, save_pieces
@@ -381,7 +382,7 @@ def test_an_added_token_without_a_row_is_read_as_text_by_the_arrays_too(compact:
 
 
 def kernel_for_texts() -> Callable[[int], None] | None:
-    column = kernels.choose().column
+    column = choose().column
     return cache.kernels_for(column, ("q8_0",)).encode if column else None
 
 
@@ -405,7 +406,7 @@ def gemma(request: pytest.FixtureRequest, shared: Path, gemma_pieces: Pieces) ->
     config = read_config(folder)
     if request.param == "json":
         return Tokenizer(folder, config)
-    column = kernels.choose().column
+    column = choose().column
     return Tokenizer(folder, config, gemma_pieces, cache.kernels_for(column, ("q8_0",)).encode if column else None)
 
 

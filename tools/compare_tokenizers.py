@@ -46,12 +46,12 @@ def main() -> int:
 
     import tokenizers
     from gemma_np.kernels.cache import kernels_for
+    from gemma_np.kernels.choice import choose
 
-    from gemma_np import kernels
     from gemma_np.tokens.bpe import Encoder
     from gemma_np.tokens.json_file import from_tokenizer_json
 
-    column = kernels.choose().column
+    column = choose().column
     ours = Encoder(from_tokenizer_json(arguments.tokenizer), kernels_for(column, ("q8_0",)).encode if column else None)
     theirs = tokenizers.Tokenizer.from_file(str(arguments.tokenizer))
     theirs.no_truncation()

@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma_np import kernels
 from gemma_np.checkpoint.bundle import damaged_files, is_bundle
 from gemma_np.checkpoint.fingerprint import fingerprint
 from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.checkpoint.source import Settings
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
+from gemma_np.kernels.choice import NUMPY
 from gemma_np.kernels.cores import usable_cores
 from gemma_np.modules import Dense, Modules
 from gemma_np.opening import open_source
@@ -134,7 +134,7 @@ def print_memory(tensors: Mapping[str, Stored], quantization: str | None, stored
 
 def print_kernels(config: Config, modules: Modules, threads: int | None) -> None:
     column, why = chosen(config, modules)
-    print(f"kernels      {column.name if column else kernels.NUMPY}: {why}")
+    print(f"kernels      {column.name if column else NUMPY}: {why}")
     print(f"threads      {threads or f'{usable_cores()}, the cores that this process may use'}")
 
 
