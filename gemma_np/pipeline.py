@@ -25,6 +25,7 @@ from gemma_np.kernels.columns import Column
 from gemma_np.modules import Modules
 from gemma_np.opening import open_source
 from gemma_np.output import Wanted
+from gemma_np.pretrained import PretrainedTokenizer
 from gemma_np.tokens.tokenizer import check_unicode
 from gemma_np.weights.finite import find_nonfinite
 from gemma_np.weights.loading import load_weights
@@ -64,8 +65,8 @@ class Pipeline:
         packed = self.column is not None
         self.weights = load_weights(source.tensors, self.config, self.modules, rounding, packed)
         self.fast = self._compiled()
-        self.tokenizer = source.open_tokenizer(run=self.fast.compiled.encode if self.fast else None)
-        self._max_seq_length = source.max_seq_length
+        self._tokenizer = source.open_tokenizer(run=self.fast.compiled.encode if self.fast else None)
+        self._tokenizer.max_length = source.max_seq_length
 
     def _compiled(self) -> Fast | None:
         """The kernels for these weights. If they cannot be compiled, NumPy takes over and a warning says why."""
@@ -81,13 +82,18 @@ class Pipeline:
             return None
 
     @property
+    def tokenizer(self) -> PretrainedTokenizer:
+        """The model's tokenizer, with the names and meanings of transformers' tokenizers."""
+        return PretrainedTokenizer(self._tokenizer)
+
+    @property
     def max_seq_length(self) -> int:
         """The longest text in tokens, prompt, BOS and EOS included; longer ones are cut. Can be set."""
-        return self._max_seq_length
+        return self._tokenizer.max_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        self._max_seq_length = positive("max_seq_length", value)
+        self._tokenizer.max_length = positive("max_seq_length", value)
 
     def prepare(
         self, texts: Sequence[str], prompts: str | Sequence[str] = "", *, truncate: bool = True, first: int = 0
@@ -99,7 +105,7 @@ class Pipeline:
         first    the number of texts[0] in messages
         returns  int32 arrays, and the numbers of the texts that were cut
         """
-        ids, lengths = self.tokenizer.encode(prompted(texts, prompts, first), self.max_seq_length, first)
+        ids, lengths = self._tokenizer.encode(prompted(texts, prompts, first), self.max_seq_length, first)
         truncated = [i for i, length in enumerate(lengths, first) if length > self.max_seq_length]
         if truncated and not truncate:
             raise InputError(
@@ -112,7 +118,7 @@ class Pipeline:
     def embed_ids(self, ids: Sequence[Int32], prompt_lengths: int | Sequence[int] = 0) -> Float32:
         """Token ids -> full vectors [B, dim], before any truncation. A text's vector is the same bits in any batch.
 
-        prompt_lengths  how many leading tokens are the prompt's (`tokenizer.prompt_length`): models whose pooling says
+        prompt_lengths  how many leading tokens are the prompt's (`prompt_lengths`): models whose pooling says
                         `include_prompt: false` leave them out of the mean, others ignore it
         """
         skips = [prompt_lengths] * len(ids) if isinstance(prompt_lengths, int) else list(prompt_lengths)
@@ -165,7 +171,7 @@ class Pipeline:
         """How many leading tokens of a text each prompt is, where the model's mean leaves them out; else 0."""
         if self.modules.include_prompt:
             return [0] * len(prompts)
-        lengths = {prompt: self.tokenizer.prompt_length(prompt) if prompt else 0 for prompt in set(prompts)}
+        lengths = {prompt: self._tokenizer.prompt_length(prompt) if prompt else 0 for prompt in set(prompts)}
         return [lengths[prompt] for prompt in prompts]
 
     def _checked_ids(self, i: int, tokens: Int32) -> Int32:

@@ -11,7 +11,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -85,6 +85,37 @@ def merged(text: bytes, pieces: Pieces) -> list[int]:
     return ids
 
 
+def decoded(ids: Sequence[int], pieces: Pieces) -> str:
+    """The text of some ids. Bytes in a row that are no UTF-8 become U+FFFD each, as in the `tokenizers` package."""
+    byte_of = {id: byte for byte, id in enumerate(pieces.byte_ids.tolist())}
+    text: list[str] = []
+    for are_bytes, run in groupby(ids, byte_of.__contains__):
+        if not are_bytes:
+            text += [pieces.piece(id).replace(SPACE, b" ").decode(errors="replace") for id in run]
+            continue
+        raw = bytes(byte_of[id] for id in run)
+        try:
+            text.append(raw.decode())
+        except UnicodeDecodeError:
+            text.append("\ufffd" * len(raw))
+    return "".join(text)
+
+
+def offsets_of(text: str, ids: Int32, pieces: Pieces) -> Int32:
+    """The characters [from, to) of each id of a text, in code points: int32 [T, 2].
+
+    Where spaces are U+2581, the pieces one after the other are the text, byte by byte.
+    """
+    raw = np.frombuffer(text.replace(" ", SPACE.decode()).encode() + b"\0", np.uint8)
+    sizes = pieces.starts[ids + 1] - pieces.starts[ids]
+    for id in np.unique(ids[np.isin(ids, pieces.added)]).tolist():  # only these hold spaces as they are
+        sizes[ids == id] += (len(SPACE) - 1) * pieces.piece(id).count(b" ")
+    sizes[np.isin(ids, pieces.byte_ids)] = 1
+    ends = np.cumsum(sizes)
+    characters = np.cumsum((raw & 0xC0) != 0x80)  # begun up to and with each byte
+    return np.stack([characters[ends - sizes] - 1, characters[ends - 1]], axis=1).astype(np.int32)
+
+
 class Encoder:
     """Texts -> ids, compiled where there is something compiled.
 
@@ -121,6 +152,24 @@ class Encoder:
 
     def name(self, id: int) -> str:
         return self.pieces.piece(id).decode(errors="replace")
+
+    def id_of(self, name: str) -> int | None:
+        return self.pieces.id_of(name.encode(errors=ESCAPE))
+
+    @property
+    def special_ids(self) -> set[int]:
+        return set(self.pieces.added[self.pieces.special == 1].tolist())
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        skipped = self.special_ids if skip_special_tokens else ()
+        return decoded([id for id in ids if id not in skipped], self.pieces)
+
+    def offsets(self, texts: Sequence[str]) -> list[Int32]:
+        before, after = len(self.prefix), len(self.suffix)
+        each = self.encode(texts)
+        return [
+            offsets_of(text, ids[before : len(ids) - after], self.pieces) for text, ids in zip(texts, each, strict=True)
+        ]
 
     def encode(self, texts: Sequence[str]) -> list[Int32]:
         """The ids of some texts, with prefix and suffix. Several threads may call at once."""

@@ -87,6 +87,27 @@ class Package:
     def name(self, id: int) -> str:
         return str(self._tokenizer.id_to_token(id))
 
+    def id_of(self, name: str) -> int | None:
+        return self._tokenizer.token_to_id(name)
+
+    @property
+    def special_ids(self) -> set[int]:
+        return {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        with self._errors("fails on ids"):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def offsets(self, texts: Sequence[str]) -> list[Int32]:
+        found = []
+        for text in texts:
+            with self._errors("fails on a text"):
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+                if not self._rowless.isdisjoint(encoding.ids):
+                    encoding = self._with_rows_alone.encode(text, add_special_tokens=False)
+            found.append(np.array(encoding.offsets, np.int32).reshape(-1, 2))
+        return found
+
 
 def unserved(tokenizer: "tokenizers.Tokenizer") -> str | None:
     """The part of a tokenizer that could blow a text up, or give other ids each time; Gemma's has none.

@@ -65,6 +65,13 @@ class Pieces:
     def piece(self, id: int) -> bytes:
         return bytes(self.text[self.starts[id] : self.starts[id + 1]])
 
+    def id_of(self, piece: bytes) -> int | None:
+        """The id of a piece or an added token, found among all that are as long."""
+        alike = np.flatnonzero(np.diff(self.starts) == len(piece))
+        rows = self.text[self.starts[alike][:, None] + np.arange(len(piece))]
+        same = alike[(rows == np.frombuffer(piece, np.uint8)).all(axis=1)] if piece else alike
+        return int(same[0]) if same.size else None
+
     def below(self, rows: int) -> "Pieces":
         """The same without the added tokens that have none of so many rows of an embedding table."""
         kept = self.added < rows

@@ -37,6 +37,15 @@ class TextEncoder(Protocol):
 
     def name(self, id: int) -> str: ...
 
+    def id_of(self, name: str) -> int | None: ...
+
+    def offsets(self, texts: Sequence[str]) -> list[Int32]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
+
+    @property
+    def special_ids(self) -> set[int]: ...
+
 
 class Tokenizer:
     """A checkpoint's tokenizer, with its own limit on length.
@@ -44,8 +53,12 @@ class Tokenizer:
     BOS comes first and EOS last, as the checkpoint says, and both count towards the limit. A text that is too long
     loses its last tokens, never its EOS.
 
-    pieces  from elsewhere; None: the folder's tokenizer.safetensors, or else its tokenizer.json
-    run     the compiled kernel for pieces, see bpe.Encoder
+    pieces      from elsewhere; None: the folder's tokenizer.safetensors, or else its tokenizer.json
+    run         the compiled kernel for pieces, see bpe.Encoder
+
+    max_length  the longest text in tokens, special ones included: for whoever encodes; `encode` is told
+    rows        of the embedding table: ids are below it
+    frame       how many special tokens are before and after a text
     """
 
     def __init__(
@@ -56,7 +69,8 @@ class Tokenizer:
             Package(folder / TOKENIZER_JSON, config.V) if pieces is None else Encoder(pieces.below(config.V), run)
         )
         self.path, self.prefix, self.suffix = self._encoder.path, self._encoder.prefix, self._encoder.suffix
-        self._rows = config.V
+        self.rows, self.max_length = config.V, config.max_positions
+        self.frame = len(self.prefix), len(self.suffix)
         self._check(config)
 
     def _check(self, config: Config) -> None:
@@ -99,25 +113,52 @@ class Tokenizer:
             check_unicode("text", i, text)
         ids = self._encoder.encode(texts)
         lengths = [len(tokens) for tokens in ids]
-        special = len(self.prefix) + len(self.suffix)
         if max_tokens is not None:
             for i, tokens in enumerate(ids):
                 if len(tokens) > max_tokens:
-                    content = tokens[len(self.prefix) : len(tokens) - len(self.suffix)]
-                    kept = content[: max(max_tokens - special, 0)]
+                    kept = self.bare(tokens)[: max(max_tokens - sum(self.frame), 0)]
                     ids[i] = np.array([*self.prefix, *kept, *self.suffix], np.int32)
-        if self._encoder.sizes[1] > self._rows:  # the package's ids may have gaps
+        if self._encoder.sizes[1] > self.rows:  # the package's ids may have gaps
             self._check_rows(ids, first)
         return ids, lengths
 
     def _check_rows(self, ids: Sequence[Int32], first: int) -> None:
         for i, array in enumerate(ids, first):
-            if array.size and array.max() >= self._rows:
+            if array.size and array.max() >= self.rows:
                 raise InputError(
                     f"text {i} holds the token {self._encoder.name(int(array.max()))} (id {array.max()}), "
-                    f"for which the embedding table of {self._rows:,} rows has none; take it out of the text",
+                    f"for which the embedding table of {self.rows:,} rows has none; take it out of the text",
                     text=i,
                 )
+
+    def bare(self, tokens: Int32) -> Int32:
+        """A text's ids without the special ones around it."""
+        return tokens[self.frame[0] : len(tokens) - self.frame[1]]
+
+    def offsets(self, texts: Sequence[str]) -> list[Int32]:
+        """The characters [from, to) that each token stands for, in code points: int32 [T, 2] for each text, without the
+        special tokens around it. Tokens that are bytes of one character all stand for it."""
+        for i, text in enumerate(texts):
+            check_unicode("text", i, text)
+        return self._encoder.offsets(texts)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Ids below `rows` -> their text; bytes that are no UTF-8 become U+FFFD."""
+        return self._encoder.decode(ids, skip_special_tokens)
+
+    def name(self, id: int) -> str:
+        """The piece of an id."""
+        return self._encoder.name(id)
+
+    def id_of(self, name: str) -> int | None:
+        """The id of a piece; None: it is none."""
+        id = self._encoder.id_of(name)
+        return id if id is not None and id < self.rows else None
+
+    @property
+    def special_ids(self) -> set[int]:
+        """The ids of special tokens, which are no text."""
+        return {id for id in self._encoder.special_ids if id < self.rows}
 
     def prompt_length(self, prompt: str) -> int:
         """How many leading tokens are the prompt's, BOS included: what `include_prompt: false` leaves out of the mean.
