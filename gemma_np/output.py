@@ -20,7 +20,7 @@ class Wanted:
 
     full_dim     how many entries the model's vectors have
     normalized   whether they have length 1
-    dim          how many entries to keep; None: all
+    dim          how many entries to keep; None, or more than there are: all
     normalize    bring vectors to length 1 although the model does not
     precision    one of PRECISIONS, see `quantize`
     ranges       [2, dim], the int8 range of each dimension; None: `fixed_ranges`
@@ -37,7 +37,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.dim is not None:
-            object.__setattr__(self, "dim", positive("truncate_dim", self.dim, self.full_dim, "entries of a vector"))
+            object.__setattr__(self, "dim", positive("truncate_dim", self.dim))
         if self.precision not in PRECISIONS:
             raise InputError(f"precision = {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         if self.precision in ("int8", "uint8"):
@@ -59,7 +59,7 @@ class Wanted:
     @property
     def width(self) -> int:
         """How many entries are kept."""
-        return self.full_dim if self.dim is None else self.dim
+        return self.full_dim if self.dim is None else min(self.dim, self.full_dim)
 
     def of(self, vectors: Float32) -> AnyArray:  # [B, full_dim] -> [B, width], or packed bits
         """Full vectors -> what is wanted."""

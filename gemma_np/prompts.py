@@ -1,6 +1,6 @@
 """The task prompts: the checkpoint's own names, and the friendly names that people expect."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gemma_np.errors import InputError
 
@@ -56,6 +56,11 @@ def prompt_named(name: str, prompts: Mapping[str, str]) -> str:
     if not isinstance(name, str) or name not in known:
         raise InputError(f"prompt_name = {name!r} is unknown; known are {', '.join(sorted(known)) or 'none'}")
     return known[name]
+
+
+def first_known(names: Iterable[str], prompts: Mapping[str, str]) -> str | None:
+    """The first of some names that has a prompt; None: none has."""
+    return next((name for name in names if name in prompts), None)
 
 
 def titled(prompt: str, title: str | None, number: int = 0) -> str:

@@ -19,7 +19,8 @@ STOREYS = (
     "gguf",
     "opening hub",
     "model fidelity fast",
-    "batches output similarity keywords pipeline",
+    "batches output similarity keywords tensors pretrained pipeline",
+    "compatibility",
     "embedder",
     "cli",
 )

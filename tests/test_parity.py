@@ -77,7 +77,7 @@ class Judge:
         assert ids.tolist() == their_ids, f"{text[:40]!r}: token ids differ"
 
         full_dim = self.ours.full_dim
-        truth = self.reference.embed(ids.tolist(), self.ours.tokenizer.prompt_length(prompt) if prompt else 0)
+        truth = self.reference.embed(ids.tolist(), self.ours._tokenizer.prompt_length(prompt) if prompt else 0)
         for dim in (full_dim, full_dim // 6):
             expected = truth[:dim]
             if self.ours.modules.normalizes:

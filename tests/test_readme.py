@@ -80,16 +80,6 @@ def test_every_command_is_shown() -> None:
     assert {shlex.split(line, comments=True)[1] for line in IN_BLOCKS} >= set(subcommands())
 
 
-def test_names_that_stay_the_same_are_there() -> None:
-    from gemma_np import EmbeddingGemma
-
-    (row,) = re.findall(r"^\| (.*) \| the same names and meanings \|$", README, re.MULTILINE)
-    names = re.findall(r"`(\w+)`", row)
-    assert len(names) > 5
-    model = EmbeddingGemma("nano")
-    assert [name for name in names if not hasattr(model, name)] == []
-
-
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
 def test_links_lead_somewhere(link: str) -> None:
     if not link.startswith("https://"):

@@ -73,15 +73,6 @@ class Defaults:
                 f"({', '.join(prompts)}); mend the file, or in Python pass default_prompt_name="
             )
 
-    def check(self, full_dim: int) -> "Defaults":
-        """The same; ConfigError for a size that the model's vectors, of `full_dim` entries, cannot be cut to."""
-        if self.truncate_dim is not None and self.truncate_dim > full_dim:
-            raise ConfigError(
-                f"{self.path}: truncate_dim = {self.truncate_dim}, but this model's vectors have {full_dim} entries; "
-                "mend the file"
-            )
-        return self
-
 
 def read_defaults(folder: Path) -> Defaults:
     """Read config_sentence_transformers.json; without it there are no prompts, and the similarity is the cosine."""

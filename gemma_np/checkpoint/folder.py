@@ -44,7 +44,7 @@ def open_folder(path: Path, watch: Watch = unwatched) -> Source:
     trunk = path / modules.trunk
     config = root if root and trunk == path else read_config(trunk)
     full_dim = check_widths(config, modules, path)
-    defaults = read_defaults(path).check(full_dim)
+    defaults = read_defaults(path)
     settings = Settings(path.absolute(), config, modules, full_dim, defaults, read_max_seq_length(trunk, config))
     watch(settings)
     quantization = read_manifest(path)[0] if is_bundle(path) else None

@@ -209,7 +209,7 @@ def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None, wat
         raise InputError(f"{path} has its own Dense heads; leave dense out")
     modules = resolve_modules(dense) if dense else TRUNK_ALONE if dense is False or own is None else own
     full_dim = check_widths(config, modules, dense or path)
-    defaults = read_defaults(dense).check(full_dim) if dense else Defaults(PUBLISHED, None, "cosine", None)
+    defaults = read_defaults(dense) if dense else Defaults(PUBLISHED, None, "cosine", None)
     settings = Settings(path.absolute(), config, modules, full_dim, defaults, config.max_positions)
     watch(settings)
     tensors = gguf_tensors(file, config, Modules("", modules.pooling, True, ()) if dense else modules)
