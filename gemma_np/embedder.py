@@ -18,12 +18,13 @@ from gemma_np.batches import chunked, expected_number, gathered, paired, strings
 from gemma_np.checkpoint.defaults import SIMILARITIES, Defaults
 from gemma_np.compatibility import Compatibility, ModelCard
 from gemma_np.errors import InputError, positive, warn
+from gemma_np.outcomes import Outcomes, check_marks, check_string
 from gemma_np.output import Wanted
 from gemma_np.pipeline import prompted
 from gemma_np.prompts import first_known, prompt_named, titled
+from gemma_np.splitting import Piece, split
 
 Texts = str | Iterable[str]
-OUTPUT_VALUES = ("sentence_embedding", "token_embeddings", None)
 
 
 class EmbeddingGemma(Compatibility):
@@ -147,33 +148,35 @@ class EmbeddingGemma(Compatibility):
         show_progress_bar: bool | None = None,
         output_value: str | None = "sentence_embedding",
         truncate: bool = True,
+        errors: str = "raise",
+        outcomes: Outcomes | None = None,
     ) -> Iterator[Any]:
         """`encode`, batch by batch: yields [b, dim] arrays, or for another `output_value` lists of what each text gets.
 
         prompts   the prompt itself, for all or one for each text; `resolve_prompt` finds it by name
         wanted    of the vectors, see `wanted`; None: float32 of the model's own size
+        errors, outcomes    as in `encode`; an Outcomes is filled as the texts go by
         """
         batch_size = positive("batch_size", batch_size)
         wanted = self.wanted() if wanted is None else wanted
-        if output_value not in OUTPUT_VALUES:
-            raise InputError(f"output_value = {output_value!r}, expected one of {', '.join(map(repr, OUTPUT_VALUES))}")
+        check_marks(errors, output_value, wanted.precision, outcomes)
         each = strings(texts, "inputs")
+        outcomes = Outcomes() if outcomes is None else outcomes
         doubled: list[int] = []
-        cut: list[int] = []
-        first = 0
         with _progress(show_progress_bar, expected_number(texts)) as bar:
             for chunk, chunk_prompts in chunked(paired(each, prompts), batch_size):
-                ids, truncated = self.prepare(chunk, chunk_prompts, truncate=truncate, first=first)
-                cut += truncated
+                first = len(outcomes)
+                ids, lengths, bad = self.tokenized(chunk, chunk_prompts, first, truncate=truncate, errors=errors)
+                outcomes.add(lengths, self.max_seq_length, bad)
                 doubled += _doubled(chunk, chunk_prompts, first)
                 if output_value == "token_embeddings":
                     yield [self.token_embeddings(tokens) for tokens in ids]
                 else:
                     vectors = wanted.of(self.embed_ids(ids, self.prompt_lengths(chunk_prompts)))
+                    vectors[[i - first for i in bad]] = np.nan if wanted.precision == "float32" else 0
                     yield vectors if output_value else list(map(self._features, ids, vectors))
-                first += len(chunk)
                 bar.update(len(chunk))
-        self._warn(cut, doubled)
+        self._warn(np.flatnonzero(outcomes.truncated).tolist(), doubled, outcomes.errors)
 
     def encode(
         self,
@@ -194,6 +197,8 @@ class EmbeddingGemma(Compatibility):
         *,
         truncate: bool = True,
         ranges: ArrayLike | None = None,
+        errors: str = "raise",
+        return_info: bool = False,
         sentences: Texts | None = None,
         **other: Any,
     ) -> Any:
@@ -214,6 +219,9 @@ class EmbeddingGemma(Compatibility):
         truncate_dim          how many dimensions to keep; None: the model's `truncate_dim`
         truncate              False: an error for a text over max_seq_length, instead of a warning and a cut
         ranges                [2, dim], the int8 range of each dimension instead of the fixed one
+        errors                "mark": a text that cannot be embedded (no string, no Unicode, with truncate=False too
+                              long) gets a row of NaN, of zeros for codes, and a warning; "raise": InputError
+        return_info           True: also an Outcomes, the tokens of each text, whether it was cut, which have a vector
         returns               [dim] for one string, else [B, dim] in the order of the inputs, (0, dim) for none
         """
         keywords.refuse("encode", {"device": device, **other}, keywords.ENCODE)
@@ -223,6 +231,7 @@ class EmbeddingGemma(Compatibility):
         wanted = self.wanted(truncate_dim, normalize_embeddings, precision or "float32", ranges)
         if output_value != "sentence_embedding" and wanted.precision != "float32":
             raise InputError(f"precision = {precision!r} is for sentence embeddings; token embeddings are float32")
+        outcomes = Outcomes() if return_info else None
         batches = self.stream(
             [texts] if isinstance(texts, str) else texts,  # type: ignore[arg-type]  # stream refuses None
             self.resolve_prompt(prompt_name, prompt),
@@ -231,15 +240,19 @@ class EmbeddingGemma(Compatibility):
             show_progress_bar=show_progress_bar,
             output_value=output_value,
             truncate=truncate,
+            errors=errors,
+            outcomes=outcomes,
         )
+        found: Any
         if output_value != "sentence_embedding":
             found = [formed(item, form) for batch in batches for item in batch]
-            return found[0] if one else found
-        empty = wanted.of(np.empty((0, self.full_dim), np.float32))
-        vectors = form(gathered(batches, empty, 1 if one else expected_number(texts)))
-        if one:
-            return vectors[0]
-        return vectors if convert_to_tensor or convert_to_numpy or convert_to_numpy is None else list(vectors)
+        else:
+            empty = wanted.of(np.empty((0, self.full_dim), np.float32))
+            found = form(gathered(batches, empty, 1 if one else expected_number(texts)))
+            if not (one or convert_to_tensor or convert_to_numpy or convert_to_numpy is None):
+                found = list(found)
+        found = found[0] if one else found
+        return (found, outcomes) if return_info else found
 
     def _features(self, tokens: Int32, vector: AnyArray) -> dict[str, AnyArray]:
         """What `encode` gives for a text with output_value=None."""
@@ -313,6 +326,31 @@ class EmbeddingGemma(Compatibility):
         each = [texts] if isinstance(texts, str) else list(strings(texts, "texts"))
         _, lengths = self._tokenizer.encode(prompted(each, self.resolve_prompt(prompt_name, prompt)))
         return lengths[0] if isinstance(texts, str) else lengths
+
+    def split(
+        self,
+        text: str,
+        max_tokens: int | None = None,
+        overlap: int = 0,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> list[Piece]:
+        """A text -> pieces that each fit into `max_tokens`, cut after a paragraph, a sentence, a line or a word where
+        there is one, and never within what people see as one character if that can be avoided.
+
+        max_tokens   prompt, BOS and EOS included; None: `max_seq_length`
+        overlap      how many tokens at the end of a piece begin the next one, too
+        prompt_name, prompt    with which the pieces will be embedded, as in `encode`
+        returns      of each piece its text, its start and end in `text` in code points, and its tokens; none of ""
+        """
+        prompt = self.resolve_prompt(prompt_name, prompt)
+        max_tokens = positive("max_tokens", self.max_seq_length if max_tokens is None else max_tokens)
+        if max_tokens > self.max_seq_length:
+            raise InputError(f"max_tokens = {max_tokens}, but texts are cut at max_seq_length = {self.max_seq_length}")
+        overlap = positive("overlap", overlap) if overlap else 0
+        check_string("text", 0, text)
+        (offsets,) = self._tokenizer.offsets([text])
+        return split(text, offsets, lambda piece: self.count_tokens(piece, prompt=prompt), max_tokens, overlap)
 
     def save_pretrained(
         self,
@@ -400,8 +438,10 @@ class EmbeddingGemma(Compatibility):
             raise InputError(f"similarity_fn_name = {value!r}, expected one of {', '.join(SIMILARITIES)}")
         self._similarity_fn_name = name or "cosine"
 
-    def _warn(self, cut: list[int], doubled: list[int]) -> None:
-        """Warn of texts that were cut, or have their prompt twice."""
+    def _warn(self, cut: list[int], doubled: list[int], errors: Mapping[int, str]) -> None:
+        """Warn of texts that were cut, have their prompt twice, or have no vector."""
+        if errors:
+            warn("a text has no vector; return_info=True tells why (this warning's .texts are the numbers)", [*errors])
         if cut:
             warn(
                 f"a text had more than {self.max_seq_length:,} tokens and was cut there; truncate=False raises an "
@@ -414,8 +454,8 @@ class EmbeddingGemma(Compatibility):
 
 def _doubled(texts: Sequence[str], prompts: Sequence[str], first: int) -> list[int]:
     """The numbers of the texts that begin with their prompt already; `first` is that of texts[0]."""
-    each = enumerate(zip(texts, prompts, strict=True), first)
-    return [i for i, (text, prompt) in each if prompt.strip() and text.startswith(prompt.rstrip())]
+    each = [(i, text, prompt) for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True), first)]
+    return [i for i, text, prompt in each if prompt.strip() and str(text).startswith(prompt.rstrip())]
 
 
 def _checked_prompts(prompts: Mapping[str, str | None]) -> dict[str, str]:

@@ -8,7 +8,7 @@ Requests with different prompts and dimensions can share one pass: only embed_id
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,9 +24,9 @@ from gemma_np.kernels.choice import choose
 from gemma_np.kernels.columns import Column
 from gemma_np.modules import Modules
 from gemma_np.opening import open_source
+from gemma_np.outcomes import check_string, sound
 from gemma_np.output import Wanted
 from gemma_np.pretrained import PretrainedTokenizer
-from gemma_np.tokens.tokenizer import check_unicode
 from gemma_np.weights.finite import find_nonfinite
 from gemma_np.weights.loading import load_weights
 from gemma_np.weights.quantize import format_of
@@ -105,15 +105,47 @@ class Pipeline:
         first    the number of texts[0] in messages
         returns  int32 arrays, and the numbers of the texts that were cut
         """
-        ids, lengths = self._tokenizer.encode(prompted(texts, prompts, first), self.max_seq_length, first)
-        truncated = [i for i, length in enumerate(lengths, first) if length > self.max_seq_length]
-        if truncated and not truncate:
-            raise InputError(
-                f"text {truncated[0]} has {lengths[truncated[0] - first]:,} tokens, prompt, BOS and EOS included, and "
-                f"the model takes {self.max_seq_length:,}; shorten it, or let it be cut with truncate=True",
-                text=truncated[0],
-            )
-        return ids, truncated
+        ids, lengths, _ = self.tokenized(texts, prompts, first, truncate=truncate)
+        return ids, [i for i, length in enumerate(lengths, first) if length > self.max_seq_length]
+
+    def tokenized(
+        self,
+        texts: Sequence[Any],
+        prompts: str | Sequence[str] = "",
+        first: int = 0,
+        *,
+        truncate: bool = True,
+        errors: str = "raise",
+    ) -> tuple[list[Int32], list[int], dict[int, str]]:
+        """As `prepare`, and what there is to say of each text.
+
+        errors   "raise": InputError for the first text that cannot be embedded; "mark": it counts as an empty one.
+                 Errors in prompts are raised
+        returns  int32 arrays; how many tokens each text has before the cut; why texts cannot be embedded, by their
+                 numbers
+        """
+        bad: dict[int, str] = {}
+        kept: Any = texts
+        if errors == "mark":
+            kept, bad = sound(texts, first)
+        while True:
+            try:
+                whole = prompted(kept, prompts, first)
+                ids, lengths = self._tokenizer.encode(whole, self.max_seq_length, first)
+                break
+            except InputError as error:
+                if errors == "raise" or error.text is None or error.text in bad:
+                    raise
+                bad[error.text], kept[error.text - first] = str(error), ""
+        for i, length in enumerate(lengths, first):
+            if length > self.max_seq_length and not truncate:
+                bad[i] = (
+                    f"text {i} has {length:,} tokens, prompt, BOS and EOS included, and the model takes "
+                    f"{self.max_seq_length:,}; shorten it, or let it be cut with truncate=True"
+                )
+                if errors == "raise":
+                    raise InputError(bad[i], text=i)
+        return ids, lengths, bad
 
     def embed_ids(self, ids: Sequence[Int32], prompt_lengths: int | Sequence[int] = 0) -> Float32:
         """Token ids -> full vectors [B, dim], before any truncation. A text's vector is the same bits in any batch.
@@ -205,7 +237,7 @@ def chosen(config: Config, modules: Modules) -> tuple[Column | None, str]:
     return (None, f"the tiles cannot take this model: {misfit}") if misfit else (choice.column, choice.reason)
 
 
-def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0) -> list[str]:
+def prompted(texts: Sequence[Any], prompts: str | Sequence[str], first: int = 0) -> list[str]:
     """Each text after its prompt; InputError for what is no text."""
     if isinstance(texts, str):
         raise InputError("one string was passed where a list of strings is expected; put it into a list")
@@ -215,7 +247,5 @@ def prompted(texts: Sequence[str], prompts: str | Sequence[str], first: int = 0)
         raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
     for what, group in (("text", texts), ("the prompt of text", each)):
         for i, string in enumerate(group, first):
-            if not isinstance(string, str):
-                raise InputError(f"{what} {i} is {described(string)}, expected a string", text=i)
-            check_unicode(what, i, string)
+            check_string(what, i, string)
     return [prompt + text for prompt, text in zip(each, texts, strict=True)]

@@ -19,7 +19,7 @@ STOREYS = (
     "gguf",
     "opening hub",
     "model fidelity fast",
-    "batches output similarity keywords tensors pretrained pipeline",
+    "batches outcomes output similarity keywords tensors pretrained pipeline splitting",
     "compatibility",
     "embedder",
     "cli",
