@@ -389,14 +389,20 @@ class EmbeddingGemma(Compatibility):
             show_progress=show_progress_bar,
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, prompt_name: str | None = None, dim: int | None = None) -> str:
         """Which model this is, 64 hex digits: for whoever keeps vectors, since those of two models cannot be compared.
 
         It depends on weights, tokenizer, modules, prompts and quantization, see checkpoint/fingerprint.py.
-        """
-        from gemma_np.checkpoint.fingerprint import fingerprint
 
-        return fingerprint(self.source, self.quantization, self.prompts)
+        prompt_name, dim    for a cache of vectors: with one of them, the text and this hash say what the vector is. The
+                            prompt, the size of the vectors and `max_seq_length` count, too
+        """
+        from gemma_np.checkpoint.fingerprint import fingerprint, narrowed
+
+        found = fingerprint(self.source, self.quantization, self.prompts)
+        if prompt_name is None and dim is None:
+            return found
+        return narrowed(found, self.resolve_prompt(prompt_name), self.wanted(dim).width, self.max_seq_length)
 
     @property
     def prompts(self) -> dict[str, str]:

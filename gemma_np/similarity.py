@@ -44,6 +44,17 @@ def similarity(name: str, a: ArrayLike, b: ArrayLike) -> Float32:  # [A, dim], [
     return FUNCTIONS[name](first, second)
 
 
+def scores_of(name: str, query: Float32, documents: Float32) -> Float32:  # [dim], [B, dim] -> [B]
+    """A query with each document. Equal documents get equal scores wherever they stand, which a matrix product does not
+    promise: so ties can be ranked by position."""
+    one, each = _matrix(query), _matrix(documents)
+    if name == "cosine":
+        one, each = l2_normalize(one), l2_normalize(each)
+    if name in ("cosine", "dot"):
+        return np.asarray((each * one).sum(axis=-1))
+    return np.asarray(FUNCTIONS[name](one, each)[0])
+
+
 def similarity_pairwise(name: str, a: ArrayLike, b: ArrayLike) -> Float32:  # [A, dim], [A, dim] -> [A]
     """The first vector of `a` with the first of `b`, the second with the second, and so on."""
     first, second = _matrix(a), _matrix(b)

@@ -41,6 +41,11 @@ def fingerprint(source: Source, quantization: str | None, prompts: Mapping[str, 
     return found.hexdigest()
 
 
+def narrowed(model: str, prompt: str, dim: int, max_seq_length: int) -> str:
+    """SHA-256, in hex, of a model's fingerprint and of what else a call decides."""
+    return hashlib.sha256(json.dumps([model, prompt, dim, max_seq_length]).encode()).hexdigest()
+
+
 def bundle_parts(source: Source) -> Iterator[bytes]:
     """The checksums of a quantised folder's weights and tokenizer."""
     _, files = read_manifest(source.path)

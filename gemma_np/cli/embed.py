@@ -18,6 +18,12 @@ def add_embed(parser: Parser) -> None:
     parser.add_argument(
         "--dim", type=at_least_one, metavar="N", help="keep N dimensions (trained: 768, 512, 256, 128; nano: 384 to 64)"
     )
+    parser.add_argument(
+        "--errors",
+        choices=("raise", "mark"),
+        default="raise",
+        help="mark: go on past a text that cannot be embedded; it gets null in JSON, else NaN. Default: raise",
+    )
     add_model(parser)
     add_dense(parser)
     add_computing(parser)
@@ -26,19 +32,22 @@ def add_embed(parser: Parser) -> None:
 
 def run_embed(arguments: argparse.Namespace) -> None:
     from gemma_np.cli import writers
+    from gemma_np.outcomes import Outcomes
     from gemma_np.prompts import titled
 
-    texts = texts_of(arguments)
+    texts = texts_of(arguments, arguments.errors)
     model = loaded(arguments)
     name = "document" if arguments.title is not None and arguments.prompt_name is None else arguments.prompt_name
     prompt = titled(model.resolve_prompt(name), arguments.title)
-    kept = writers.Remembered(texts)
-    batches = kept.paired_with(model.stream(kept, prompt, model.wanted(arguments.dim)))
-    dim = arguments.dim or model.get_embedding_dimension()
+    kept, outcomes, wanted = writers.Remembered(texts), Outcomes(), model.wanted(arguments.dim)
+    stream = model.stream(kept, prompt, wanted, errors=arguments.errors, outcomes=outcomes)
+    batches = kept.paired_with(stream, outcomes)
+    fingerprint = model.fingerprint() if arguments.format in writers.NAMING else ""
+    about = writers.About(wanted.width, fingerprint)
     with placed(texts.places):
         try:
             with writers.destination(arguments.output) as file:
-                writers.WRITERS[arguments.format](file, batches, dim)
+                writers.WRITERS[arguments.format](file, batches, about)
         except InputError as error:
             if error.text is None:
                 raise

@@ -42,6 +42,11 @@ COMMANDS = {
         "texts by their relevance to a query",
         'gemma-np rank "red planet" "Mars is red" "Venus is hot"',
     ),
+    "split": Command(
+        "gemma_np.cli.split:add_split",
+        "a long text in pieces that fit the model",
+        "gemma-np split book.txt --max-tokens 256 --overlap 32",
+    ),
     "info": Command("gemma_np.cli.info:add_info", "what a model is, and which kernels run", "gemma-np info nano"),
     "quantize": Command(
         "gemma_np.cli.convert:add_quantize",

@@ -49,8 +49,11 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def texts_of(arguments: argparse.Namespace) -> GivenTexts:
-    """The texts of a command: its arguments, else the lines of a file or of stdin, one at a time."""
+def texts_of(arguments: argparse.Namespace, errors: str = "raise") -> GivenTexts:
+    """The texts of a command: its arguments, else the lines of a file or of stdin, one at a time.
+
+    errors  "mark": a line that is no UTF-8 is told by whoever embeds it, not here
+    """
     if arguments.texts and arguments.input is not None:
         raise InputError("texts are given as arguments and with -i FILE; expected one of the two")
     if arguments.texts:
@@ -58,18 +61,19 @@ def texts_of(arguments: argparse.Namespace) -> GivenTexts:
     if arguments.input is None and sys.stdin.isatty():
         raise InputError("no texts; give them as arguments, with -i FILE, or on stdin")
     if arguments.input in (None, "-"):
-        return GivenTexts(lines(sys.stdin.buffer, "stdin"), "stdin")
+        return GivenTexts(lines(sys.stdin.buffer, "stdin", errors), "stdin")
     file = Path(arguments.input).open("rb")  # noqa: SIM115  now, before a large model is loaded for nothing
-    return GivenTexts(lines(file, arguments.input), arguments.input)
+    return GivenTexts(lines(file, arguments.input, errors), arguments.input)
 
 
-def lines(file: BinaryIO, name: str) -> Iterator[str]:
+def lines(file: BinaryIO, name: str, errors: str = "raise") -> Iterator[str]:
     """The lines of a UTF-8 file, without their ends; an empty line is an empty text."""
     with file:
         try:
             for number, line in enumerate(file):
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
-                yield decoded(line.removesuffix(b"\n").removesuffix(b"\r"), number)
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                yield decoded(line, number) if errors == "raise" else line.decode(errors="surrogateescape")
         except OSError as error:
             raise GemmaError(f"{name} cannot be read: {error.strerror or error}") from None
 
@@ -93,7 +97,7 @@ def placed(places: Callable[[Sequence[int]], str]) -> Iterator[None]:
 
     def show_placed(message: Any, *rest: Any, **more: Any) -> None:
         if texts := getattr(message, "texts", ()):
-            what = str(message).partition("; truncate=False")[0]  # no option of a command
+            what = str(message).partition("; truncate=False")[0].partition("; return_info=True")[0]  # Python's options
             message = f"{places(texts)}: {what}"
         show(message, *rest, **more)
 

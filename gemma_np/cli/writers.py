@@ -10,13 +10,33 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from gemma_np.arrays import Float32
+from gemma_np.cli.vectors import COMMENT
 from gemma_np.errors import GemmaError
 from gemma_np.files.writing import replaced
+from gemma_np.outcomes import Outcomes
 
-Batches = Iterable[tuple[list[str], Float32]]  # texts and their vectors, [B, dim]
+
+class Batch(NamedTuple):
+    """Some texts, their vectors [B, dim], and what became of each."""
+
+    texts: list[str]
+    vectors: Float32
+    tokens: list[int]
+    truncated: list[bool]
+    errors: list[str | None]
+
+
+Batches = Iterable[Batch]
+
+
+class About(NamedTuple):
+    """What a file says of its vectors: their size, and, in formats that have room for it, the model's fingerprint."""
+
+    dim: int
+    fingerprint: str
 
 
 class Remembered(Iterable[str]):
@@ -32,10 +52,17 @@ class Remembered(Iterable[str]):
             self.waiting.append(text)
             yield text
 
-    def paired_with(self, vectors: Iterable[Float32]) -> Batches:
-        """Each batch of vectors with its texts, which are forgotten then."""
+    def paired_with(self, vectors: Iterable[Float32], outcomes: Outcomes) -> Batches:
+        """Each batch of vectors with its texts, which are forgotten then, and what became of them."""
         for batch in vectors:
-            yield [self.waiting.popleft() for _ in batch], batch
+            here = slice(self.done, self.done + len(batch))
+            yield Batch(
+                [self.waiting.popleft() for _ in batch],
+                batch,
+                outcomes.tokens[here].tolist(),
+                outcomes.truncated[here].tolist(),
+                [outcomes.errors.get(i) for i in range(here.start, here.stop)],
+            )
             self.done += len(batch)
 
 
@@ -73,74 +100,86 @@ def numbers(row: Float32) -> str:
     return ",".join([f"{value:.9g}" if value else str(value) for value in row.tolist()])
 
 
-def write_json(file: IO[bytes], batches: Batches, dim: int) -> None:
+def listed(row: Float32, error: str | None) -> str:
+    """A vector as JSON has it; null for a text without one."""
+    return f"[{numbers(row)}]" if error is None else "null"
+
+
+def write_json(file: IO[bytes], batches: Batches, about: About) -> None:
     """One list of lists, a vector per line."""
     before = "["
-    for _, batch in batches:
-        for row in batch:
-            file.write(f"{before}[{numbers(row)}]".encode())
+    for batch in batches:
+        for row, error in zip(batch.vectors, batch.errors, strict=True):
+            file.write(f"{before}{listed(row, error)}".encode())
             before = ",\n"
         file.flush()
     file.write(b"[]\n" if before == "[" else b"]\n")
 
 
-def write_jsonl(file: IO[bytes], batches: Batches, dim: int) -> None:
-    """One object per line: {"text": ..., "embedding": [...]}."""
-    for texts, batch in batches:
-        for text, row in zip(texts, batch, strict=True):
-            quoted = json.dumps(text, ensure_ascii=False)
-            file.write(f'{{"text": {quoted}, "embedding": [{numbers(row)}]}}\n'.encode())
+def write_jsonl(file: IO[bytes], batches: Batches, about: About) -> None:
+    """One object per line: {"text": ..., "tokens": ..., "truncated": ..., "fingerprint": ..., "embedding": [...]}.
+
+    The fingerprint is in each line, so that files may be cut and joined. A text without a vector has "error" as well.
+    """
+    for batch in batches:
+        for text, row, tokens, truncated, error in zip(*batch, strict=True):
+            entry = {"text": text, "tokens": tokens, "truncated": truncated, "fingerprint": about.fingerprint}
+            entry |= {} if error is None else {"error": error}
+            head = json.dumps(entry, ensure_ascii=False)[:-1]
+            file.write(f'{head}, "embedding": {listed(row, error)}}}\n'.encode(errors="backslashreplace"))
         file.flush()
 
 
-def write_csv(file: IO[bytes], batches: Batches, dim: int) -> None:
-    """One vector per line, its entries separated by commas, no header."""
-    for _, batch in batches:
-        for row in batch:
+def write_csv(file: IO[bytes], batches: Batches, about: About) -> None:
+    """One vector per line, its entries separated by commas, after a comment with the model's fingerprint. np.loadtxt
+    skips it, pandas does with comment="#"."""
+    file.write(f"{COMMENT}{about.fingerprint}\n".encode())
+    for batch in batches:
+        for row in batch.vectors:
             file.write(f"{numbers(row)}\n".encode())
         file.flush()
 
 
-def write_base64(file: IO[bytes], batches: Batches, dim: int) -> None:
+def write_base64(file: IO[bytes], batches: Batches, about: About) -> None:
     """One vector per line: its float32 entries, little-endian, in base64."""
-    for _, batch in batches:
-        for row in batch:
+    for batch in batches:
+        for row in batch.vectors:
             file.write(base64.b64encode(row.astype("<f4").tobytes()) + b"\n")
         file.flush()
 
 
-def write_npy(file: IO[bytes], batches: Batches, dim: int) -> None:
+def write_npy(file: IO[bytes], batches: Batches, about: About) -> None:
     """NumPy's own format, float32 [texts, dim]. Its header has the number of rows: it is written again at the end.
 
     Pipes have no way back. Vectors for them, and for stdout, which may be the end of somebody's file, wait in a
     temporary file.
     """
     if file is sys.stdout.buffer or not file.seekable():
-        write_npy_forwards(file, batches, dim)
+        write_npy_forwards(file, batches, about)
         return
     rows = 0
-    file.write(npy_header(rows, dim))
-    for _, batch in batches:
-        file.write(batch.astype("<f4").tobytes())
+    file.write(npy_header(rows, about.dim))
+    for batch in batches:
+        file.write(batch.vectors.astype("<f4").tobytes())
         file.flush()
-        rows += len(batch)
+        rows += len(batch.vectors)
     file.seek(0)
-    file.write(npy_header(rows, dim))
+    file.write(npy_header(rows, about.dim))
 
 
-def write_npy_forwards(file: IO[bytes], batches: Batches, dim: int) -> None:
+def write_npy_forwards(file: IO[bytes], batches: Batches, about: About) -> None:
     """The same bytes, nothing before the last vector is there."""
     rows = 0
     with temporary_folder_named():
         spool = tempfile.TemporaryFile()  # noqa: SIM115  closed below
     try:
-        for _, batch in batches:
+        for batch in batches:
             with temporary_folder_named():
-                spool.write(batch.astype("<f4").tobytes())
-            rows += len(batch)
+                spool.write(batch.vectors.astype("<f4").tobytes())
+            rows += len(batch.vectors)
         with temporary_folder_named():
             spool.seek(0)
-        file.write(npy_header(rows, dim))
+        file.write(npy_header(rows, about.dim))
         shutil.copyfileobj(spool, file)
     finally:
         with suppress(OSError):  # on a full disk closing fails, too
@@ -165,7 +204,8 @@ def npy_header(rows: int, dim: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + shape.ljust(117).encode() + b"\n"
 
 
-WRITERS: dict[str, Callable[[IO[bytes], Batches, int], None]] = {
+NAMING = ("jsonl", "csv")  # formats that name the model
+WRITERS: dict[str, Callable[[IO[bytes], Batches, About], None]] = {
     "json": write_json,
     "jsonl": write_jsonl,
     "npy": write_npy,
