@@ -40,7 +40,8 @@ class EmbeddingGemma(Compatibility):
                          False, to have the trunk's vectors without them, as llama.cpp gives them
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128. One above the
                          model's own size cuts nothing
-    threads              how many threads compute; None: as many as the cores that this process may use
+    threads              how many threads compute; None: as many as the cores that this process may use. More than that
+                         would be slower: then so many compute, and a warning says so
     prompts              prompts by name, in addition to the checkpoint's, or instead of those of the same name; None
                          leaves the checkpoint's
     default_prompt_name  the prompt of calls that name none

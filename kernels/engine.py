@@ -5,6 +5,7 @@ It knows arrays, not files. workspace.py says what a model brings.
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,15 @@ from .workspace import Float32, LayerParts, Matrix, workspace
 Run = Callable[[int, int], None]
 
 LINE = 64  # bytes; all arrays begin at a multiple
+
+
+ENGINES: "WeakSet[Engine]" = WeakSet()  # all that there are
+
+
+def stop_idle_threads() -> None:
+    """End the threads that run passes if no engine is left; another one would start them again."""
+    if not ENGINES:
+        TEAM.stop()
 
 
 class Engine:
@@ -61,6 +71,7 @@ class Engine:
             head_table=self._address(np.array([n for head in heads for n in self._matrix(head)], np.int64)),
         )
         self.stop_after()
+        ENGINES.add(self)
 
     def _write(self, **fields: int) -> None:
         for name, value in fields.items():

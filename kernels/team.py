@@ -46,19 +46,19 @@ class Team:
     def _start_anew(self) -> None:
         self._starting, self._leading = allocate_lock(), allocate_lock()
         self._led = False
-        self._calls: Queue[Call] = Queue()
-        self._others: list[Queue[Work]] = []
+        self._calls: Queue[Call | None] = Queue()
+        self._others: list[Queue[Work | None]] = []
         self._ended: Queue[BaseException | None] = Queue()
 
     def run(self, work: Work) -> None:
         """Wait until the pass is over. An interrupt ends the waiting; a pass that runs already goes on."""
-        with self._starting:
-            if not self._led:
-                start_thread(self._lead, ())
-                self._led = True
         call = Call(work)
         try:
-            self._calls.put(call)
+            with self._starting:
+                if not self._led:
+                    start_thread(self._lead, (self._calls,))
+                    self._led = True
+                self._calls.put(call)
             error = call.ended.get()
         except BaseException:
             call.given_up = True
@@ -66,20 +66,29 @@ class Team:
         if error is not None:
             raise error
 
-    def _lead(self) -> None:
+    def stop(self) -> None:
+        """End the threads when the calls before have run; the next call starts others."""
+        with self._starting:
+            if self._led:
+                self._calls.put(None)
+                self._calls, self._led = Queue(), False
+
+    def _lead(self, calls: "Queue[Call | None]") -> None:
         with self._leading:  # an interrupt right after start_thread can bring about a second leader: it waits here
-            while True:
-                call = self._calls.get()
+            while (call := calls.get()) is not None:
                 if not call.given_up:
                     call.ended.put(self._error_of(call.work))
                 del call  # not kept alive while there is nothing to do
+            for queue in self._others:
+                queue.put(None)
+            self._others.clear()
 
     def _error_of(self, work: Work) -> BaseException | None:
         """Run a pass; what went wrong, whatever it is: the caller must hear of it."""
         try:
             work.begin()
             while len(self._others) < work.threads - 1:
-                queue: Queue[Work] = Queue()
+                queue: Queue[Work | None] = Queue()
                 start_thread(self._follow, (queue, len(self._others) + 1))
                 self._others.append(queue)  # now that it runs: where there are too many threads, start_thread raises
             for queue in self._others[: work.threads - 1]:
@@ -92,9 +101,10 @@ class Team:
         except BaseException as error:
             return error
 
-    def _follow(self, queue: Queue[Work], number: int) -> None:
-        while True:
-            self._ended.put(_error_of(queue.get(), number))
+    def _follow(self, queue: "Queue[Work | None]", number: int) -> None:
+        while (work := queue.get()) is not None:
+            self._ended.put(_error_of(work, number))
+            del work
 
 
 def _error_of(work: Work, number: int) -> BaseException | None:

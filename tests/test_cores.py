@@ -7,6 +7,8 @@ import pytest
 from gemma_np.kernels import cores
 from gemma_np.kernels.cores import usable_cores
 
+from gemma_np import EmbeddingGemma, GemmaWarning
+
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
 def test_the_default_is_what_affinity_allows() -> None:
@@ -24,6 +26,16 @@ def test_a_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cores, "_quota", lambda quota=quota: quota)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, count=count: set(range(count)), raising=False)
         assert usable_cores() == expected
+
+
+def test_more_threads_than_cores_do_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cores.too_many(usable_cores()) is None
+    for threads in (usable_cores() + 1, 64, 10**6):
+        with pytest.warns(GemmaWarning, match=f"threads = {threads}, but this process may use {usable_cores()} "):
+            model = EmbeddingGemma("nano", threads=threads)
+        assert model.threads == usable_cores()
+    monkeypatch.setattr(cores, "usable_cores", lambda: 3)
+    assert [cores.too_many(threads) is None for threads in (1, 3, 4)] == [True, True, False]
 
 
 @pytest.mark.parametrize(

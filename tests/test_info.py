@@ -43,8 +43,10 @@ def test_it_says_which_kernels_run_and_why(small: Path, capsys: pytest.CaptureFi
     _, out, _ = info(small, capsys)
     assert f"kernels      {choose().name}: {choose().reason}" in out
     assert f"threads      {usable_cores()}, the cores that this process may use\n" in out
-    assert cli.main(["info", str(small), "--threads", "3"]) == 0
-    assert "threads      3\n" in capsys.readouterr().out
+    assert cli.main(["info", str(small), "--threads", "1"]) == 0
+    assert "threads      1\n" in capsys.readouterr().out
+    assert cli.main(["info", str(small), "--threads", "10000"]) == 0
+    assert f"threads      {usable_cores()}, the cores" in capsys.readouterr().out
 
 
 def test_forced_kernels_are_told_with_the_reason(

@@ -103,7 +103,7 @@ def test_who_has_stopped_waiting_is_not_served(monkeypatch: pytest.MonkeyPatch) 
 
 def program(code: str, folder: Path) -> "subprocess.Popen[str]":
     head = "import os, sys, threading, time, signal\nfrom gemma_np import EmbeddingGemma\n"
-    head += "model = EmbeddingGemma(sys.argv[1], quantization='q8_0', threads=3)\n"
+    head += "model = EmbeddingGemma(sys.argv[1], quantization='q8_0')\n"
     head += "texts = ['some words of a text'] * 64\n"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-c", head + code, str(folder)]
@@ -199,7 +199,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, small: Path, mo
 
 
 def test_eight_threads_on_two_models_get_what_one_gets(small: Path, model: EmbeddingGemma) -> None:
-    models = [model, EmbeddingGemma(small, threads=3)]
+    models = [model, EmbeddingGemma(small)]
     expected = [[m.encode(text).tobytes() for text in TEXTS[:4]] for m in models]
     wrong = []
 

@@ -135,7 +135,10 @@ def print_memory(tensors: Mapping[str, Stored], quantization: str | None, stored
 def print_kernels(config: Config, modules: Modules, threads: int | None) -> None:
     column, why = chosen(config, modules)
     print(f"kernels      {column.name if column else NUMPY}: {why}")
-    print(f"threads      {threads or f'{usable_cores()}, the cores that this process may use'}")
+    cores = usable_cores()
+    print(
+        f"threads      {threads if threads and threads <= cores else f'{cores}, the cores that this process may use'}"
+    )
 
 
 def print_tensors(tensors: Mapping[str, Any]) -> None:
