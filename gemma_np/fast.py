@@ -1,6 +1,6 @@
 """A checkpoint on the compiled kernels: the door from weights and configuration to kernels/forward.py."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gemma_np.weights.packed import Packed
 
 if TYPE_CHECKING:
     from gemma_np.kernels.engine import Engine
+    from gemma_np.kernels.objects import Compiled
 
 # A pass ends at the first of these and of plan.MAX_TEXTS: its activations stay in the last cache, and the workspace
 # stays small. More would buy nothing: weights are read once for a thousand tokens.
@@ -60,10 +61,19 @@ class Fast:
     column   of kernels
     weights  packed
     threads  None: as many as the cores that this process may use
+    kernels  gives them for a column and the weights' formats, or raises BuildError
     """
 
-    def __init__(self, column: Column, weights: Weights, config: Config, modules: Modules, threads: int | None) -> None:
-        from gemma_np.kernels import cache, cores
+    def __init__(
+        self,
+        column: Column,
+        weights: Weights,
+        config: Config,
+        modules: Modules,
+        threads: int | None,
+        kernels: "Callable[[Column, tuple[str, ...]], Compiled]",
+    ) -> None:
+        from gemma_np.kernels import cores
         from gemma_np.kernels.native import allocate_lock
 
         self.column, self.threads = column, threads or cores.usable_cores()
@@ -72,7 +82,7 @@ class Fast:
         self._heads = [packed(weights.dense[head.name].weight) for head in leading]
         self._rest = modules.heads[len(leading) :]
         self._full_dim = modules.dense[-1].outputs if modules.dense else config.D
-        self.compiled = cache.kernels_for(column, formats_of(weights))
+        self.compiled = kernels(column, formats_of(weights))
         self._growing = allocate_lock()
         self._engine = self._made(max(PASS_TOKENS, min(config.max_positions, FIRST_TOKENS)))
 

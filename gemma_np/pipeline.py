@@ -8,7 +8,7 @@ Requests with different prompts and dimensions can share one pass: only embed_id
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +31,9 @@ from gemma_np.pretrained import PretrainedTokenizer
 from gemma_np.weights.finite import find_nonfinite
 from gemma_np.weights.loading import load_weights
 from gemma_np.weights.quantize import format_of
+
+if TYPE_CHECKING:
+    from gemma_np.kernels.objects import Compiled
 
 
 class Closed:
@@ -86,10 +89,14 @@ class Pipeline:
         """The kernels for these weights. If they cannot be compiled, NumPy takes over and a warning says why."""
         if self.column is None:
             return None
+        from gemma_np.kernels.cache import kernels_for
         from gemma_np.kernels.objects import BuildError
 
+        def kernels(column: Column, formats: tuple[str, ...]) -> "Compiled":
+            return kernels_for(column, formats, _tested)
+
         try:
-            return Fast(self.column, self.weights, self.config, self.modules, self.threads)
+            return Fast(self.column, self.weights, self.config, self.modules, self.threads, kernels)
         except BuildError as error:
             self.column, self.why_not = None, str(error)
             warn(f"{error}; NumPy computes instead, more slowly")
@@ -264,6 +271,13 @@ def chosen(config: Config, modules: Modules) -> tuple[Column | None, str]:
         return None, choice.reason
     misfit = unfit(config, modules)
     return (None, f"the tiles cannot take this model: {misfit}") if misfit else (choice.column, choice.reason)
+
+
+def _tested(column: Column, formats: tuple[str, ...], compiled: "Compiled") -> None:
+    """What is done with kernels that have just been compiled; most processes compile none."""
+    from gemma_np.selftest import check
+
+    check(column, formats, compiled)
 
 
 def prompted(texts: Sequence[Any], prompts: str | Sequence[str], first: int = 0) -> list[str]:

@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +31,7 @@ from .native import allocate_lock
 from .objects import BuildError, Compiled, opened
 
 log = logging.getLogger("gemma_np")
+Check = Callable[[Column, tuple[str, ...], Compiled], None]
 PATIENCE = 300  # seconds to wait for another process's kernels, ten times what a slow machine takes for its own
 
 _loaded: dict[tuple[str, tuple[str, ...]], Compiled] = {}
@@ -76,15 +77,18 @@ def path_of(column: Column, formats: Sequence[str]) -> Path:
     return folder() / f"{column.name}-{'-'.join(formats)}-{digest()}.o"
 
 
-def kernels_for(column: Column, formats: tuple[str, ...]) -> Compiled:
-    """The kernels for a column and some formats, compiled if need be. Raises BuildError."""
+def kernels_for(column: Column, formats: tuple[str, ...], check: Check | None = None) -> Compiled:
+    """The kernels for a column and some formats, compiled if need be. Raises BuildError.
+
+    check   is given kernels that have just been compiled, before they are kept, and raises BuildError for wrong ones
+    """
     key = column.name, formats
     lock = _loading
     while not lock.acquire(False):  # asked again and again: the holder may be another greenlet of this thread
         time.sleep(0.01)
     try:
         if key not in _loaded:
-            _loaded[key] = _found_or_compiled(column, formats)
+            _loaded[key] = _found_or_compiled(column, formats, check)
         return _loaded[key]
     except OSError as error:
         raise BuildError(f"kernels cannot be compiled here: {error}") from error
@@ -104,12 +108,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)  # a thread that held the lock does not exist there
 
 
-def _found_or_compiled(column: Column, formats: Sequence[str]) -> Compiled:
+def _found_or_compiled(column: Column, formats: tuple[str, ...], check: Check | None) -> Compiled:
     try:
         path = path_of(column, formats)
         before = _identity(path)
     except OSError:  # nowhere to look for them
-        return _compiled(column, formats)
+        return _compiled(column, formats, check)
     if (found := _found(path)) is not None:
         return found
     with suppress(OSError):
@@ -120,7 +124,7 @@ def _found_or_compiled(column: Column, formats: Sequence[str]) -> Compiled:
     ):
         if _identity(path) != before and (found := _found(path)) is not None:
             return found
-        return _compiled(column, formats)
+        return _compiled(column, formats, check)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -144,12 +148,14 @@ def _found(path: Path) -> Compiled | None:
         return None
 
 
-def _compiled(column: Column, formats: Sequence[str]) -> Compiled:
+def _compiled(column: Column, formats: tuple[str, ...], check: Check | None) -> Compiled:
     digest()  # tells whether Numba is there
     _say(f"compiling kernels for this machine ({column.name}, {', '.join(formats)}), once; some seconds")
     started = time.monotonic()
     code = compiled(column, formats)
     entries = opened(code)
+    if check is not None:
+        check(column, formats, entries)
     took = f"compiled in {time.monotonic() - started:.1f} s"
     try:
         path = path_of(column, formats)

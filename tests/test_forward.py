@@ -63,7 +63,8 @@ def uneven(ours: EmbeddingGemma, folder: Path) -> EmbeddingGemma:
     save_file(tensors, folder / "model.safetensors")
     stored = {**ours.source.tensors, **open_safetensors(folder / "model.safetensors")}
     ours.weights = load_weights(stored, ours.config, ours.modules, ours.quantization, packed=True)
-    ours.fast = Fast(ours.fast.column, ours.weights, ours.config, ours.modules, ours.threads)
+    kernels = ours.fast.compiled
+    ours.fast = Fast(ours.fast.column, ours.weights, ours.config, ours.modules, ours.threads, lambda *_: kernels)
     return ours
 
 
@@ -392,7 +393,7 @@ def test_a_step_that_is_wrong_would_be_seen(opened: Callable[..., EmbeddingGemma
     changed[5] *= 1.5
     layers[2] = dataclasses.replace(layers[2], q_norm=changed)
     weights = dataclasses.replace(ours.weights, layers=tuple(layers))
-    wrong = Fast(ours.fast.column, weights, ours.config, ours.modules, None)
+    wrong = Fast(ours.fast.column, weights, ours.config, ours.modules, None, lambda *_: ours.fast.compiled)
     ids, parted = random_ids(ours, 40), []
     for i, step, arrays in expected_steps(ours, ids):
         wrong._engine.stop_after(i, step)

@@ -19,6 +19,7 @@ STOREYS = (
     "gguf",
     "opening hub",
     "model fidelity fast",
+    "selftest",
     "batches outcomes output similarity keywords tensors pretrained pipeline splitting",
     "compatibility",
     "embedder",
