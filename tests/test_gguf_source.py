@@ -2,26 +2,32 @@
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import numpy as np
 import pytest
+from gguf_blocks import BY_THE_BOOK, values_of
+from gguf_files import Parts
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from make_checkpoint import SMALL, make_checkpoint
 from sentences import sentences
 
 from gemma_np import CheckpointError, ConfigError, EmbeddingGemma, GemmaError, InputError, WeightsError
 from gemma_np.arrays import Float32
+from gemma_np.cli.description import print_info
 from gemma_np.config import Layer
 from gemma_np.files.mapped import MappedFile, map_file
 from gemma_np.gguf.export import export
-from gemma_np.gguf.file import GGUF, open_gguf
+from gemma_np.gguf.file import GGUF, NUMBERS, TYPES, open_gguf
 from gemma_np.gguf.names import TRUNK_ALONE
 from gemma_np.gguf.source import gguf_config, gguf_tensors, open_gguf_source
-from gemma_np.gguf.tensors import NormTensor, Q6KTensor, decode_q6_k
+from gemma_np.gguf.tensors import NormTensor
 from gemma_np.gguf.tokenizer import gguf_pieces
 from gemma_np.opening import open_source
 from gemma_np.weights.blocks import BlockTensor, PackedTensor
@@ -121,42 +127,91 @@ def test_finer_norms_change_by_half_a_unit_of_w_at_most(tmp_path: Path) -> None:
     assert (np.abs(np.float64(np.float32(1) + w) - stored) <= 2**-24 * np.abs(w)).all()
 
 
-def by_the_book(block: bytes) -> list[float]:
-    """Q6_K, value by value, as ggml-quants.c has it."""
-    low, high, scales = block[:128], block[128:192], np.frombuffer(block[192:208], np.int8)
-    d = np.frombuffer(block[208:], "<f2")[0].astype(np.float32)
-    y = [np.float32(0)] * 256
-    for half in range(2):
-        for i in range(32):
-            q, h, s = low[64 * half :], high[32 * half + i], scales[8 * half + i // 16 :]
-            for row, low_bits in enumerate((q[i] & 15, q[i + 32] & 15, q[i] >> 4, q[i + 32] >> 4)):
-                code = np.float32((low_bits | (h >> 2 * row & 3) << 4) - 32)
-                y[128 * half + 32 * row + i] = d * np.float32(s[2 * row]) * code
-    return y
+# ---- other types ---------------------------------------------------------------------------------------------------
 
 
-def q6_k_blocks(n: int) -> Any:
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 256, (n, 210), dtype=np.uint8)
-    blocks[:, 208:] = rng.uniform(-2, 2, (n, 1)).astype("<f2").view(np.uint8)
-    return blocks
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """A model whose matrices have room for blocks of 256 values, in float32."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 256, "head_dim": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    config = {**SMALL, **sizes, "query_pre_attn_scalar": 128, "layer_types": SMALL["layer_types"][-2:]}
+    heads = ((256, 256, False, "Identity"), (256, 256, False, "Identity"))
+    return gguf_files.read(exported(make_checkpoint(folder / "model", config, dense=heads), folder / "f32.gguf", "f32"))
 
 
-def test_q6_k_is_read_value_by_value(tmp_path: Path) -> None:
-    blocks = q6_k_blocks(6)
-    expected = np.reshape([by_the_book(block.tobytes()) for block in blocks], (3, 512))
-    np.testing.assert_array_equal(decode_q6_k(blocks).reshape(3, 512), expected)
-    (tmp_path / "table").write_bytes(b"before" + blocks.tobytes())
-    table = Q6KTensor("embed_tokens.weight", "Q6_K", (3, 512), map_file(tmp_path / "table"), 6)
-    np.testing.assert_array_equal(table.rows(np.array([2, 0, 2])), expected[[2, 0, 2]])
-    np.testing.assert_array_equal(table.float32(), expected)
+def in_types(parts: Parts, kinds: Sequence[str]) -> Parts:
+    """With matrices of any bits in some types in turn, the embedding table's the first."""
+    matrices = [name for name, tensor in parts.tensors.items() if len(tensor.shape) == 2]
+    return parts.with_tensors(
+        {
+            name: gguf_files.random_matrix(kinds[i % len(kinds)], parts.tensors[name].shape, seed=i)
+            for i, name in enumerate(matrices)
+        }
+    )
 
 
-@pytest.mark.parity
-def test_q6_k_is_gguf_s() -> None:
-    gguf = pytest.importorskip("gguf", reason="needs the extra `parity`")
-    blocks = q6_k_blocks(200)
-    np.testing.assert_array_equal(decode_q6_k(blocks), gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K))
+def decoded(parts: Parts) -> Parts:
+    """With the same values in float32, computed one by one."""
+    tensors = {}
+    for name, tensor in parts.tensors.items():
+        if tensor.kind in BY_THE_BOOK:
+            blocks = np.frombuffer(tensor.data, np.uint8).reshape(-1, TYPES[NUMBERS[tensor.kind]][2])
+            tensors[name] = gguf_files.Content("F32", tensor.shape, values_of(tensor.kind, blocks).tobytes())
+    return parts.with_tensors(tensors)
+
+
+def test_other_types_give_the_vectors_of_their_values(wide: Parts, tmp_path: Path) -> None:
+    parts = in_types(wide, ["Q6_K", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"])
+    ours = EmbeddingGemma(gguf_files.write(parts, tmp_path / "types.gguf"))
+    plain = EmbeddingGemma(gguf_files.write(decoded(parts), tmp_path / "f32.gguf"))
+    assert ours.quantization is None  # what only float32 holds brings the others to it
+    np.testing.assert_array_equal(ours.encode(TEXTS[:8]), plain.encode(TEXTS[:8]))
+
+
+def test_what_is_held_in_float32_may_be_rounded_as_it_is_loaded(wide: Parts, tmp_path: Path) -> None:
+    parts = in_types(wide, ["Q6_K", "Q4_K", "Q5_1"])
+    ours = EmbeddingGemma(gguf_files.write(parts, tmp_path / "types.gguf"), quantization="q8_0")
+    plain = EmbeddingGemma(gguf_files.write(decoded(parts), tmp_path / "f32.gguf"), quantization="q8_0")
+    np.testing.assert_array_equal(ours.encode(TEXTS[:8]), plain.encode(TEXTS[:8]))
+
+
+def test_types_with_the_values_of_q8_0_are_held_in_it(
+    wide: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gguf_files.write(in_types(wide, ["Q5_0", "IQ4_NL"]), tmp_path / "types.gguf")
+    ours = EmbeddingGemma(path)
+    assert ours.quantization == "q8_0"
+    with (tmp_path / "q8_0.gguf").open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the small tokenizer
+        export(open_source(path), file, None)
+    assert {tensor.kind for tensor in gguf_files.read(tmp_path / "q8_0.gguf").tensors.values()} == {"F32", "Q8_0"}
+    np.testing.assert_array_equal(ours.encode(TEXTS[:8]), EmbeddingGemma(tmp_path / "q8_0.gguf").encode(TEXTS[:8]))
+    theirs = open_source(gguf_files.write(decoded(gguf_files.read(path)), tmp_path / "f32.gguf")).tensors
+    for name, tensor in open_source(tmp_path / "q8_0.gguf").tensors.items():
+        np.testing.assert_array_equal(tensor.float32(), theirs[name].float32(), err_msg=name)
+    print_info(path)
+    assert "held         IQ4_NL, Q5_0 as q8_0\n" in capsys.readouterr().out
+
+
+def test_info_says_what_is_held_in_float32(wide: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_files.write(in_types(wide, ["Q6_K", "Q4_K", "Q5_0"]), tmp_path / "types.gguf")
+    print_info(path)
+    out = capsys.readouterr().out
+    assert "held         Q4_K, Q5_0, Q6_K as float32\n" in out
+    assert "MB of weights in float32" in out
+    assert out.endswith("can run      yes\n")
+
+
+def test_heads_that_only_float32_holds_are_rounded_with_a_rounded_trunk(wide: Parts, tmp_path: Path) -> None:
+    parts = in_types(wide, ["Q5_0"])
+    heads = {name: in_types(wide, ["Q6_K"]).tensors[name] for name in ("dense_2.weight", "dense_3.weight")}
+    path = gguf_files.write(parts.with_tensors(heads), tmp_path / "heads.gguf")
+    floats = {name: decoded(Parts({}, heads)).tensors[name] for name in heads}
+    plain = gguf_files.write(parts.with_tensors(floats), tmp_path / "floats.gguf")
+    ours = EmbeddingGemma(path)
+    assert ours.quantization == "q8_0"
+    np.testing.assert_array_equal(ours.encode(TEXTS[:5]), EmbeddingGemma(plain).encode(TEXTS[:5]))
 
 
 def test_a_file_without_heads_is_refused_with_what_to_do(files: dict[str, Path]) -> None:
@@ -310,7 +365,9 @@ def test_a_type_that_is_not_served_is_refused(files: dict[str, Path], tmp_path: 
     place = content.index(name) + len(name) + 4 + 16
     content[place] = 26  # I32, of the same size
     (tmp_path / "model.gguf").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"blk\.0\.attn_q\.weight has the type I32; served are F32, F16, BF16"):
+    with pytest.raises(
+        CheckpointError, match=r"blk\.0\.attn_q\.weight has the type I32; served are F32, .*in Q8_0, or"
+    ):
         EmbeddingGemma(tmp_path / "model.gguf")
 
 

@@ -18,6 +18,7 @@ from gemma_np.checkpoint.folder import open_checkpoint
 from gemma_np.checkpoint.source import Settings
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError, GemmaError, InputError
+from gemma_np.files.safetensors import FLOATS
 from gemma_np.kernels.choice import NUMPY
 from gemma_np.kernels.cores import usable_cores
 from gemma_np.modules import Dense, Modules
@@ -130,6 +131,18 @@ def print_memory(tensors: Mapping[str, Stored], quantization: str | None, stored
         f"memory       {size / 1e6:,.0f} MB of weights in {quantization or stored or 'float32'}; "
         "the embedding table stays in the file, rows are read"
     )
+    print_held(layers, formats)
+
+
+def print_held(layers: Mapping[str, Stored], formats: Mapping[str, str]) -> None:
+    """Which of the file's formats are held as another."""
+    held: dict[str, set[str]] = {}
+    for name, tensor in layers.items():
+        if len(tensor.shape) == 2 and tensor.dtype not in (*FLOATS, formats[name].upper()):
+            held.setdefault(formats[name].replace("f32", "float32"), set()).add(tensor.dtype)
+    if held:
+        each = (f"{', '.join(sorted(dtypes))} as {format}" for format, dtypes in sorted(held.items()))
+        print(f"held         {'; '.join(each)}")
 
 
 def print_kernels(config: Config, modules: Modules, threads: int | None) -> None:

@@ -22,7 +22,7 @@ from gemma_np.gguf.tensors import BLOCKS
 from gemma_np.gguf.vocabulary import tokenizer_metadata
 from gemma_np.modules import Normalize
 from gemma_np.prompts import PUBLISHED
-from gemma_np.weights.blocks import row_bytes, to_blocks
+from gemma_np.weights.blocks import BlockTensor, row_bytes, to_blocks
 from gemma_np.weights.loading import Loader, Matrix, formats_held
 from gemma_np.weights.names import EMBED, FUSED, layer_tensors, tensor_name
 from gemma_np.weights.packed import Packed
@@ -256,8 +256,12 @@ def table_parts(source: Source, type: str) -> Iterator[AnyArray]:
         if table.dtype == type:
             length = table.nbytes // source.config.V
             yield np.frombuffer(table.source.read(table.offset + rows.start * length, len(rows) * length), np.uint8)
+            continue
+        ids = np.arange(rows.start, rows.stop)
+        if isinstance(table, BlockTensor) and table.format == BLOCKS.get(type):  # another type with the same values
+            yield to_blocks(*table.encoded_rows(ids), table.format)
         else:
-            yield as_stored(table.rows(np.arange(rows.start, rows.stop)), type, EMBED)
+            yield as_stored(table.rows(ids), type, EMBED)
 
 
 def as_stored(w: Matrix, type: str, name: str) -> AnyArray:

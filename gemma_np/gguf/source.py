@@ -176,13 +176,14 @@ def rounded_to(tensors: Mapping[str, Stored]) -> str | None:
 
 
 def heads_like_the_trunk(tensors: dict[str, Stored]) -> dict[str, Stored]:
-    """The same; float Dense heads of a rounded trunk are to be rounded too, so that kernels run them all."""
+    """The same; Dense heads of a rounded trunk that would be held in float32 are to be rounded too, so that kernels run
+    them all."""
     if rounded_to({name: tensor for name, tensor in tensors.items() if "/" not in name}) is None:
         return tensors
     found = dict(tensors)
     for name, tensor in tensors.items():
         if "/" in name and len(tensor.shape) == 2 and isinstance(tensor, Tensor):
-            found[name] = RoundedTensor(name, tensor.dtype, tensor.shape, tensor.source, tensor.offset)
+            found[name] = RoundedTensor(name, tensor.dtype, tensor.shape, tensor.source, tensor.offset, tensor)
     return found
 
 

@@ -9,12 +9,13 @@ from gemma_np.arrays import AnyArray, Float32
 from gemma_np.errors import CheckpointError
 from gemma_np.files.mapped import MappedFile
 from gemma_np.files.safetensors import FLOATS, Tensor
-from gemma_np.gguf.file import TYPES, TensorInfo
+from gemma_np.gguf.decoding import DECODED, RECODED, q8_0_of
+from gemma_np.gguf.file import NUMBERS, TYPES, TensorInfo
 from gemma_np.weights.blocks import BlockTensor, check_scales
-from gemma_np.weights.quantize import UInt8
+from gemma_np.weights.quantize import Float16, UInt8
 
 BLOCKS = {"Q8_0": "q8_0", "Q4_0": "q4_0"}
-Q6_K = next(kind for kind in TYPES.values() if kind[0] == "Q6_K")  # name, values in a block, bytes of a block
+ROWS = 256  # decoded at a time
 
 
 def stored(info: TensorInfo, name: str, source: MappedFile) -> Tensor | BlockTensor:
@@ -23,14 +24,26 @@ def stored(info: TensorInfo, name: str, source: MappedFile) -> Tensor | BlockTen
         return NormTensor(name, info.dtype, info.shape, source, info.offset)
     if info.dtype in FLOATS:
         return Tensor(name, info.dtype, info.shape, source, info.offset)
-    if info.dtype in BLOCKS and len(info.shape) == 2:
-        return BlockTensor(name, BLOCKS[info.dtype], (info.shape[0], info.shape[1]), source, info.offset)
-    if info.dtype == "Q6_K" and name == "embed_tokens.weight":
-        return Q6KTensor(name, info.dtype, info.shape, source, info.offset)
+    if len(info.shape) == 2:
+        shape = info.shape[0], info.shape[1]
+        if info.dtype in BLOCKS:
+            return BlockTensor(name, BLOCKS[info.dtype], shape, source, info.offset)
+        if info.dtype in RECODED:
+            return RecodedTensor(name, "q8_0", shape, source, info.offset, info.dtype)
+        if info.dtype in DECODED:
+            return DecodedTensor(name, info.dtype, shape, source, info.offset)
+    served = ", ".join((*FLOATS, *BLOCKS, *RECODED, *DECODED))
     raise CheckpointError(
-        f"{source.path}: {info.name} has the type {info.dtype}; served are {', '.join((*FLOATS, *BLOCKS))}, and Q6_K "
-        "for the embedding table. Take a file of one of these types"
+        f"{source.path}: {info.name} has the type {info.dtype}; served are {served} for matrices, and of these "
+        f"{', '.join(FLOATS)} for norms. Take a file of the same model in Q8_0, or make one with llama.cpp's "
+        "llama-quantize from one in F32, F16 or BF16"
     )
+
+
+def row_bytes(kind: str, inputs: int) -> int:
+    """The size of a row of a type."""
+    _, values, size = TYPES[NUMBERS[kind]]
+    return inputs // values * size
 
 
 class NormTensor(Tensor):
@@ -45,45 +58,71 @@ class NormTensor(Tensor):
         return w
 
 
+@dataclass(frozen=True, eq=False)
 class RoundedTensor(Tensor):
-    """A float matrix among rounded ones: it is rounded to Q8_0, too, as it is loaded, so that kernels run them all."""
+    """A matrix among rounded ones: it is rounded to Q8_0, too, as it is loaded, so that kernels run them all."""
+
+    whole: Tensor
 
     @property
     def format(self) -> str:
         return "q8_0"
 
+    @property
+    def nbytes(self) -> int:
+        return self.whole.nbytes
+
+    def float32(self) -> Float32:
+        return self.whole.float32()
+
 
 @dataclass(frozen=True, eq=False)
-class Q6KTensor(Tensor):
-    """An embedding table in Q6_K, llama.cpp's choice for it in Q4_0 files. Its values are exact in float32."""
+class RecodedTensor(BlockTensor):
+    """A matrix in a type whose values are q8_0's exactly, see decoding.py: it is held in q8_0.
+
+    kind   the type in the file, by name
+    """
+
+    kind: str
+
+    @property
+    def dtype(self) -> str:
+        return self.kind
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.kind, self.shape[1])
+
+    def codes_of(self, stored: UInt8) -> tuple[UInt8, Float16]:
+        return q8_0_of(stored, self.kind)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedTensor(Tensor):
+    """A matrix in a type that only float32 holds without loss, see decoding.py. `dtype` is GGUF's name of the type."""
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) // Q6_K[1] * Q6_K[2]
+        return math.prod(self.shape[:-1]) * row_bytes(self.dtype, self.shape[-1])
 
     def float32(self) -> Float32:
-        """All values, exactly."""
-        return self.rows(np.arange(self.shape[0]))
+        """All values, exactly; some rows at a time are decoded."""
+        values = np.empty(self.shape, np.float32)
+        length = row_bytes(self.dtype, self.shape[1])
+        for start in range(0, len(values), ROWS):
+            rows = values[start : start + ROWS]
+            found = np.frombuffer(self.source.map, np.uint8, len(rows) * length, self.offset + start * length)
+            rows[...] = self._decoded(found, len(rows))
+        self.let_go()
+        return values
 
     def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, I]
         """Some rows, exactly, as a new array; the others are not read."""
-        length = self.nbytes // self.shape[0]
-        blocks = self.source.rows(ids, self.offset, length, self.shape[0]).reshape(-1, Q6_K[2])
-        check_scales(np.ascontiguousarray(blocks[:, 208:]).view("<f2"), self.name, self.path)
-        return decode_q6_k(blocks).reshape(len(ids), self.shape[1])
+        length = row_bytes(self.dtype, self.shape[1])
+        return self._decoded(self.source.rows(ids, self.offset, length, self.shape[0]), len(ids))
 
-
-def decode_q6_k(blocks: UInt8) -> Float32:  # [n, 210] -> [n, 256]
-    """d * scale * (code - 32). A block is 128 bytes with the codes' low four bits, 64 with their high two, 16 scales of
-    one byte, and d in float16; its 256 values are two halves of four rows of 32, of which each byte has a part.
-
-    Source: llama.cpp, ggml-quants.c (dequantize_row_q6_K).
-    """
-    n = len(blocks)
-    low = blocks[:, :128].reshape(n, 2, 1, 2, 32) >> np.array([0, 4], np.uint8).reshape(2, 1, 1) & 15
-    high = blocks[:, 128:192].reshape(n, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    codes = (low.reshape(n, 2, 4, 32) | high << np.uint8(4)).astype(np.float32) - np.float32(32)
-    scales = blocks[:, 192:208].view(np.int8).reshape(n, 2, 4, 2).astype(np.float32)
-    d = np.ascontiguousarray(blocks[:, 208:]).view("<f2").astype(np.float32)
-    values = codes.reshape(n, 2, 4, 2, 16) * (d[:, :, None, None] * scales)[..., None]
-    return values.reshape(n, Q6_K[1])
+    def _decoded(self, stored: UInt8, rows: int) -> Float32:
+        kind = DECODED[self.dtype]
+        blocks = stored.reshape(-1, row_bytes(self.dtype, TYPES[NUMBERS[self.dtype]][1]))
+        check_scales(kind.scales_of(blocks), self.name, self.path)
+        return kind.decode(blocks).reshape(rows, self.shape[1])

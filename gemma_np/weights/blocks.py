@@ -76,18 +76,33 @@ class BlockTensor:
         return self.format.upper()
 
     @property
+    def row_bytes(self) -> int:
+        """The size of a row."""
+        return row_bytes(self.shape[1], self.format)
+
+    @property
     def nbytes(self) -> int:
-        return self.shape[0] * row_bytes(self.shape[1], self.format)
+        return self.shape[0] * self.row_bytes
 
     @property
     def path(self) -> Path:
         return self.source.path
 
+    def codes_of(self, stored: UInt8) -> tuple[UInt8, Float16]:  # [n, row_bytes] -> [n, I], [n, I/32]
+        """Codes and scales of rows as they lie in the file."""
+        return from_blocks(stored, self.format)
+
     def encoded(self) -> tuple[UInt8, Float16]:
         """All codes [O, I] and scales [O, I/32], as quantize.encode gives them."""
         stored: UInt8 = np.frombuffer(self.source.map, np.uint8, count=self.nbytes, offset=self.offset)
-        codes, scales = from_blocks(stored.reshape(self.shape[0], -1), self.format)
+        codes, scales = self.codes_of(stored.reshape(self.shape[0], -1))
         self.let_go()
+        check_scales(scales, self.name, self.path)
+        return codes, scales
+
+    def encoded_rows(self, ids: AnyArray) -> tuple[UInt8, Float16]:  # [T] -> [T, I], [T, I/32]
+        """Codes and scales of some rows; the others are not read."""
+        codes, scales = self.codes_of(self.source.rows(ids, self.offset, self.row_bytes, self.shape[0]))
         check_scales(scales, self.name, self.path)
         return codes, scales
 
@@ -97,10 +112,7 @@ class BlockTensor:
 
     def rows(self, ids: AnyArray) -> Float32:  # [T] -> [T, I]
         """Some rows, exactly, as a new array; the others are not read."""
-        stored = self.source.rows(ids, self.offset, row_bytes(self.shape[1], self.format), self.shape[0])
-        codes, scales = from_blocks(stored, self.format)
-        check_scales(scales, self.name, self.path)
-        return decode(codes, scales, self.format)
+        return decode(*self.encoded_rows(ids), self.format)
 
     def let_go(self) -> None:
         """Its pages do not count as resident memory any more, until they are read again."""
