@@ -15,7 +15,7 @@ import re
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,7 +29,7 @@ from tokenizers.models import BPE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from fuzz_mutate import mutate_folder, mutate_gguf, mutate_json, mutate_safetensors
-from gguf_files import random_matrix
+from gguf_files import Parts, as_ollama, in_types
 from gguf_files import read as read_gguf
 from gguf_files import write as write_gguf
 from make_checkpoint import SMALL, make_checkpoint
@@ -263,21 +263,15 @@ def gguf_files() -> list[bytes]:
             file = BytesIO()
             export(open_source(folder), file, format, show_progress=False)
             made.append(file.getvalue())
-        return made + [in_types(made[0], kinds) for kinds in (["Q4_1", "Q5_0"], ["Q5_1", "IQ4_NL"])] + [wide_file()]
+        typed = [partial(in_types, kinds=kinds) for kinds in (["Q4_1", "Q5_0"], ["Q5_1", "IQ4_NL"])]
+        return [*made, *(changed_gguf(made[0], change) for change in (*typed, as_ollama)), wide_file()]
 
 
-def in_types(data: bytes, kinds: Sequence[str]) -> bytes:
-    """A GGUF file with matrices of any bits, in some types in turn."""
+def changed_gguf(data: bytes, change: Callable[[Parts], Parts]) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.gguf"
         path.write_bytes(data)
-        parts = read_gguf(path)
-        matrices = [name for name, tensor in parts.tensors.items() if len(tensor.shape) == 2]
-        made = {
-            name: random_matrix(kinds[i % len(kinds)], parts.tensors[name].shape, seed=i)
-            for i, name in enumerate(matrices)
-        }
-        return write_gguf(parts.with_tensors(made), path).read_bytes()
+        return write_gguf(change(read_gguf(path)), path).read_bytes()
 
 
 def wide_file() -> bytes:
@@ -290,7 +284,7 @@ def wide_file() -> bytes:
         (folder / "tokenizer.json").write_text(tiny_tokenizer())
         file = BytesIO()
         export(open_source(folder), file, "f32", show_progress=False)
-        return in_types(file.getvalue(), ["Q4_K", "Q5_K", "Q6_K"])
+        return changed_gguf(file.getvalue(), partial(in_types, kinds=["Q4_K", "Q5_K", "Q6_K"]))
 
 
 def use_gguf(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """GGUF files made of other ones: with tensors in types that the exporter does not write, under other names and keys."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from gguf_blocks import blocks_of
 
 from gemma_np.gguf.export import number, text, value
 from gemma_np.gguf.file import ALIGNMENT, MAGIC, NUMBERS, TYPES, Texts, open_gguf
+from gemma_np.gguf.names import ARCHITECTURE
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,35 @@ def random_matrix(kind: str, shape: tuple[int, ...], seed: int) -> Content:
     """A matrix of any bits in a type, with values as large as weights are."""
     blocks = blocks_of(kind, shape[0] * shape[1] // TYPES[NUMBERS[kind]][1], seed, 2e-4 if "_K" in kind else 2e-3)
     return Content(kind, shape, blocks.tobytes())
+
+
+def in_types(parts: Parts, kinds: Sequence[str]) -> Parts:
+    """With matrices of any bits in some types in turn, the embedding table's the first."""
+    matrices = [name for name, tensor in parts.tensors.items() if len(tensor.shape) == 2]
+    return parts.with_tensors(
+        {
+            name: random_matrix(kinds[i % len(kinds)], parts.tensors[name].shape, seed=i)
+            for i, name in enumerate(matrices)
+        }
+    )
+
+
+def as_ollama(parts: Parts) -> Parts:
+    """The same model as Ollama's own file says it: its keys, its heads, no local base, and a piece too many."""
+    heads = {"dense_2": "dense.0", "dense_3": "dense.1"}
+    slides = [i % 6 != 5 for i in range(parts.metadata[f"{ARCHITECTURE}.block_count"])]
+    tokenizer = parts.metadata
+    named = parts.renamed(
+        lambda key: key.replace(ARCHITECTURE, "gemma3"),
+        lambda name: heads[name[:7]] + name[7:] if name[:7] in heads else name,
+    )
+    return named.with_metadata(
+        general__architecture="gemma3",
+        gemma3__attention__causal=False,
+        gemma3__attention__sliding_window_pattern=slides,
+        gemma3__rope__freq_base_swa=None,
+        tokenizer__ggml__add_space_prefix=None,
+        tokenizer__ggml__tokens=[*tokenizer["tokenizer.ggml.tokens"], b"<image_soft_token>"],
+        tokenizer__ggml__scores=np.append(tokenizer["tokenizer.ggml.scores"], np.float32(-1000)),
+        tokenizer__ggml__token_type=np.append(tokenizer["tokenizer.ggml.token_type"], np.int32(4)),
+    )

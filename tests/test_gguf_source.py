@@ -2,7 +2,6 @@
 
 import shutil
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,17 +139,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return gguf_files.read(exported(make_checkpoint(folder / "model", config, dense=heads), folder / "f32.gguf", "f32"))
 
 
-def in_types(parts: Parts, kinds: Sequence[str]) -> Parts:
-    """With matrices of any bits in some types in turn, the embedding table's the first."""
-    matrices = [name for name, tensor in parts.tensors.items() if len(tensor.shape) == 2]
-    return parts.with_tensors(
-        {
-            name: gguf_files.random_matrix(kinds[i % len(kinds)], parts.tensors[name].shape, seed=i)
-            for i, name in enumerate(matrices)
-        }
-    )
-
-
 def decoded(parts: Parts) -> Parts:
     """With the same values in float32, computed one by one."""
     tensors = {}
@@ -162,7 +150,7 @@ def decoded(parts: Parts) -> Parts:
 
 
 def test_other_types_give_the_vectors_of_their_values(wide: Parts, tmp_path: Path) -> None:
-    parts = in_types(wide, ["Q6_K", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"])
+    parts = gguf_files.in_types(wide, ["Q6_K", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"])
     ours = EmbeddingGemma(gguf_files.write(parts, tmp_path / "types.gguf"))
     plain = EmbeddingGemma(gguf_files.write(decoded(parts), tmp_path / "f32.gguf"))
     assert ours.quantization is None  # what only float32 holds brings the others to it
@@ -170,7 +158,7 @@ def test_other_types_give_the_vectors_of_their_values(wide: Parts, tmp_path: Pat
 
 
 def test_what_is_held_in_float32_may_be_rounded_as_it_is_loaded(wide: Parts, tmp_path: Path) -> None:
-    parts = in_types(wide, ["Q6_K", "Q4_K", "Q5_1"])
+    parts = gguf_files.in_types(wide, ["Q6_K", "Q4_K", "Q5_1"])
     ours = EmbeddingGemma(gguf_files.write(parts, tmp_path / "types.gguf"), quantization="q8_0")
     plain = EmbeddingGemma(gguf_files.write(decoded(parts), tmp_path / "f32.gguf"), quantization="q8_0")
     np.testing.assert_array_equal(ours.encode(TEXTS[:8]), plain.encode(TEXTS[:8]))
@@ -179,7 +167,7 @@ def test_what_is_held_in_float32_may_be_rounded_as_it_is_loaded(wide: Parts, tmp
 def test_types_with_the_values_of_q8_0_are_held_in_it(
     wide: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = gguf_files.write(in_types(wide, ["Q5_0", "IQ4_NL"]), tmp_path / "types.gguf")
+    path = gguf_files.write(gguf_files.in_types(wide, ["Q5_0", "IQ4_NL"]), tmp_path / "types.gguf")
     ours = EmbeddingGemma(path)
     assert ours.quantization == "q8_0"
     with (tmp_path / "q8_0.gguf").open("wb") as file, warnings.catch_warnings():
@@ -195,7 +183,7 @@ def test_types_with_the_values_of_q8_0_are_held_in_it(
 
 
 def test_info_says_what_is_held_in_float32(wide: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = gguf_files.write(in_types(wide, ["Q6_K", "Q4_K", "Q5_0"]), tmp_path / "types.gguf")
+    path = gguf_files.write(gguf_files.in_types(wide, ["Q6_K", "Q4_K", "Q5_0"]), tmp_path / "types.gguf")
     print_info(path)
     out = capsys.readouterr().out
     assert "held         Q4_K, Q5_0, Q6_K as float32\n" in out
@@ -204,8 +192,8 @@ def test_info_says_what_is_held_in_float32(wide: Parts, tmp_path: Path, capsys: 
 
 
 def test_heads_that_only_float32_holds_are_rounded_with_a_rounded_trunk(wide: Parts, tmp_path: Path) -> None:
-    parts = in_types(wide, ["Q5_0"])
-    heads = {name: in_types(wide, ["Q6_K"]).tensors[name] for name in ("dense_2.weight", "dense_3.weight")}
+    parts = gguf_files.in_types(wide, ["Q5_0"])
+    heads = {name: gguf_files.in_types(wide, ["Q6_K"]).tensors[name] for name in ("dense_2.weight", "dense_3.weight")}
     path = gguf_files.write(parts.with_tensors(heads), tmp_path / "heads.gguf")
     floats = {name: decoded(Parts({}, heads)).tensors[name] for name in heads}
     plain = gguf_files.write(parts.with_tensors(floats), tmp_path / "floats.gguf")
@@ -322,6 +310,68 @@ def test_settings_that_are_not_served_are_refused_by_name(settings: Any, message
 def test_another_architecture_is_refused(file: GGUF) -> None:
     with pytest.raises(ConfigError, match=r"general\.architecture = 'llama'; gemma_np runs EmbeddingGemma"):
         gguf_config(replace(file, metadata={**file.metadata, "general.architecture": "llama"}))
+
+
+# ---- Ollama's way --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["f32", "q8_0"])
+def test_ollama_s_own_file_is_the_same_model(format: str, files: dict[str, Path], tmp_path: Path) -> None:
+    path = gguf_files.write(gguf_files.as_ollama(gguf_files.read(files[format])), tmp_path / "sha256-0123")
+    ours, theirs = EmbeddingGemma(path), EmbeddingGemma(files[format])
+    assert (ours.config, ours.modules) == (theirs.config, theirs.modules)
+    np.testing.assert_array_equal(ours.encode(TEXTS), theirs.encode(TEXTS))
+
+
+def test_older_names_of_ollama_s_keys_and_of_its_last_norm_are_read(files: dict[str, Path], tmp_path: Path) -> None:
+    parts = gguf_files.as_ollama(gguf_files.read(files["f32"]))
+    older = parts.renamed(lambda key: key, lambda name: name.replace("output_norm", "norm")).with_metadata(
+        gemma3__rope__freq_base=None,
+        gemma3__rope__global__freq_base=5e5,
+        gemma3__rope__local__freq_base=2e4,
+        gemma3__attention__layer_norm_rms_epsilon=None,
+    )
+    source = open_source(gguf_files.write(older, tmp_path / "older.gguf"))
+    assert {(layer.theta, layer.eps) for layer in source.config.layers} == {(5e5, 1e-6), (2e4, 1e-6)}
+    norm = open_source(files["f32"]).tensors["norm.weight"].float32()
+    np.testing.assert_array_equal(source.tensors["norm.weight"].float32(), norm)
+    bare = older.with_metadata(gemma3__rope__global__freq_base=None, gemma3__rope__local__freq_base=None)
+    plain = open_source(files["f32"]).config
+    assert open_source(gguf_files.write(bare, tmp_path / "bare.gguf")).config.layers == plain.layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gemma3__attention__causal": True}, r"gemma3\.attention\.causal = True would change"),
+        ({"gemma3__pooling_type": 2}, r"gemma3\.pooling_type = 2 would change"),
+        ({"gemma3__rope__freq_scale": 0.125}, r"gemma3\.rope\.freq_scale = 0\.125 would change"),
+        ({"gemma3__embedding_length": None}, r"gemma3\.embedding_length is missing"),
+        ({"tokenizer__ggml__add_space_prefix": True}, r"add_space_prefix is true"),
+    ],
+)
+def test_what_ollama_s_file_may_not_say_is_refused(
+    changes: Any, message: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    parts = gguf_files.as_ollama(gguf_files.read(files["f32"])).with_metadata(**changes)
+    with pytest.raises(GemmaError, match=message):
+        EmbeddingGemma(gguf_files.write(parts, tmp_path / "ollama.gguf"))
+
+
+def test_a_language_model_of_gemma_3_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    parts = gguf_files.as_ollama(gguf_files.read(files["headless"])).with_metadata(gemma3__attention__causal=None)
+    with pytest.raises(ConfigError, match="a Gemma 3 language model, no EmbeddingGemma encoder"):
+        EmbeddingGemma(gguf_files.write(parts, tmp_path / "chat.gguf"), dense=False)
+
+
+def test_texts_without_their_end_are_told(
+    files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    EmbeddingGemma(files["f32"])
+    assert caplog.messages == []
+    parts = gguf_files.read(files["f32"]).with_metadata(tokenizer__ggml__add_eos_token=None)
+    EmbeddingGemma(gguf_files.write(parts, tmp_path / "endless.gguf"))
+    assert ["do not end with <eos>" in message for message in caplog.messages] == [True]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def first(self, count: int) -> "Texts":
+        """The first ones alone."""
+        return Texts(self.source, self.begin, self.starts[: count + 1])
+
     def joined(self) -> tuple[AnyArray, AnyArray]:
         """All texts one after the other, uint8, and where they begin, int32; one more: the end."""
         data = np.frombuffer(self.source.read(self.begin, self.starts[-1] - 8), np.uint8)

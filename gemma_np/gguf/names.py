@@ -1,5 +1,8 @@
 """What llama.cpp calls things: the keys, tensors and numbers that both reading and writing a GGUF file need."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from gemma_np.modules import Modules, Normalize
 
 ARCHITECTURE = "gemma-embedding"
@@ -24,6 +27,37 @@ FIELDS = {
 
 
 HEADS = {"2_Dense": "dense_2", "3_Dense": "dense_3"}
+
+
+class Dialect(NamedTuple):
+    """How a program says in a file what a model is.
+
+    architecture   in front of its keys
+    heads          Dense modules' tensors
+    norms          names that the last norm may have
+    defaults       of keys that its files may lack
+    older          keys by other names that earlier files have for them
+    """
+
+    architecture: str
+    heads: Mapping[str, str]
+    norms: tuple[str, ...]
+    defaults: Mapping[str, float]
+    older: Mapping[str, str]
+
+
+LLAMA_CPP = Dialect(
+    ARCHITECTURE, HEADS, ("output_norm.weight",), {"rope.freq_base": 1e4, "rope.freq_base_swa": 1e4}, {}
+)
+# Ollama's own file of the model, older than Dense heads in llama.cpp's. Source: Ollama, model/models/gemma3 (embed.go,
+# model_text.go), and llama/compat, llama-ollama-compat.cpp (handle_embeddinggemma), which turns it into llama.cpp's.
+OLLAMA = Dialect(
+    "gemma3",
+    {"2_Dense": "dense.0", "3_Dense": "dense.1"},
+    ("output_norm.weight", "norm.weight"),
+    {"rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "attention.layer_norm_rms_epsilon": 1e-6},
+    {"rope.freq_base": "rope.global.freq_base", "rope.freq_base_swa": "rope.local.freq_base"},
+)
 
 
 PATTERN = 6  # every sixth layer sees all tokens

@@ -1,7 +1,8 @@
 """An EmbeddingGemma in one GGUF file, opened: llama.cpp's names and keys to ours.
 
-What a file leaves out is as llama.cpp reads it. Source: llama.cpp, src/models/gemma-embedding.cpp and llama-model.cpp
-(keys and their defaults), conversion/gemma.py (what is written).
+What a file leaves out is as llama.cpp reads it, or Ollama, where the file is in its way (names.OLLAMA). Source:
+llama.cpp, src/models/gemma-embedding.cpp and llama-model.cpp (keys and their defaults), conversion/gemma.py (what is
+written).
 """
 
 import logging
@@ -21,7 +22,7 @@ from gemma_np.config import MAX_LAYERS, Config, Layer, positive_float, positive_
 from gemma_np.errors import FULL_MODEL, CheckpointError, ConfigError, InputError, WeightsError
 from gemma_np.files.safetensors import Tensor
 from gemma_np.gguf.file import GGUF, Texts, open_gguf
-from gemma_np.gguf.names import ARCHITECTURE, FIELDS, HEADS, MEAN, PATTERN, TRUNK_ALONE
+from gemma_np.gguf.names import ARCHITECTURE, FIELDS, LLAMA_CPP, MEAN, OLLAMA, PATTERN, TRUNK_ALONE, Dialect
 from gemma_np.gguf.tensors import RoundedTensor, stored
 from gemma_np.gguf.tokenizer import gguf_pieces, open_tokenizer
 from gemma_np.modules import Dense, Modules, Normalize, check_widths, resolve_modules
@@ -37,6 +38,7 @@ SERVED: dict[str, tuple[Any, ...]] = {
     "rope.scaling.type": ("none", "linear"),
     "rope.scaling.factor": (0.0, 1.0),
     "rope.scale_linear": (0.0, 1.0),
+    "rope.freq_scale": (1.0,),
 }
 HEAD_SIZES = (
     "attention.value_length",
@@ -47,28 +49,54 @@ HEAD_SIZES = (
 )
 
 
+def dialect_of(file: GGUF) -> Dialect:
+    """In which program's way the file says what its model is. ConfigError for another model."""
+    found, metadata = file.metadata.get("general.architecture"), file.metadata
+    if isinstance(found, str) and found == ARCHITECTURE:
+        return LLAMA_CPP
+    if isinstance(found, str) and found == OLLAMA.architecture:
+        causal = metadata.get(f"{found}.attention.causal")
+        if causal is False or any(f"{name}.weight" in file.tensors for name in OLLAMA.heads.values()):
+            return OLLAMA
+        raise ConfigError(
+            f"{file.source.path}: general.architecture = {found!r} without Dense heads: a Gemma 3 language model, no "
+            f"EmbeddingGemma encoder, whose files have {ARCHITECTURE!r} there, or in Ollama's way dense.0 and dense.1"
+        )
+    raise ConfigError(
+        f"{file.source.path}: general.architecture = {found!r}; gemma_np runs EmbeddingGemma and models of its "
+        f"architecture, in GGUF files {ARCHITECTURE!r}"
+    )
+
+
 class Keys:
     """The file's settings by llama.cpp's keys, without the architecture's name before them."""
 
     def __init__(self, file: GGUF) -> None:
-        self.path, self.metadata = file.source.path, file.metadata
+        self.path, self.metadata, self.dialect = file.source.path, file.metadata, dialect_of(file)
+
+    def named(self, key: str) -> str:
+        """The key with the architecture's name before it."""
+        return f"{self.dialect.architecture}.{key}"
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A setting; one value for each layer, where all are equal, is one value."""
-        value = self.metadata.get(f"{ARCHITECTURE}.{key}", default)
+        default = self.dialect.defaults.get(key, default)
+        if older := self.dialect.older.get(key):
+            default = self.metadata.get(self.named(older), default)
+        value = self.metadata.get(self.named(key), default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
         if value is None:
-            raise ConfigError(f"{self.path}: {ARCHITECTURE}.{key} is missing; convert the model again")
+            raise ConfigError(f"{self.path}: {self.named(key)} is missing; convert the model again")
         if isinstance(value, np.ndarray | Texts):
-            raise ConfigError(f"{self.path}: {ARCHITECTURE}.{key} has {len(value)} values, expected one for all layers")
+            raise ConfigError(f"{self.path}: {self.named(key)} has {len(value)} values, expected one for all layers")
         return value
 
     def count(self, key: str, default: Any = None) -> int:
-        return positive_int(self.path, f"{ARCHITECTURE}.{key}", self.setting(key, default))
+        return positive_int(self.path, self.named(key), self.setting(key, default))
 
-    def number(self, key: str, default: Any = None) -> float:
-        value = positive_float(self.path, f"{ARCHITECTURE}.{key}", self.setting(key, default))
+    def number(self, key: str) -> float:
+        value = positive_float(self.path, self.named(key), self.setting(key))
         return float(str(np.float32(value)))  # 1e-6 is stored as 9.999999974752427e-07
 
     def refuse_unserved(self, H: int) -> None:
@@ -76,32 +104,26 @@ class Keys:
         for key, values in {**SERVED, **dict.fromkeys(HEAD_SIZES, (H,))}.items():
             if (value := self.setting(key, values[0])) not in values:
                 raise ConfigError(
-                    f"{self.path}: {ARCHITECTURE}.{key} = {value!r} would change the result and is not served; "
+                    f"{self.path}: {self.named(key)} = {value!r} would change the result and is not served; "
                     f"expected {values[0]!r}"
                 )
 
 
 def gguf_config(file: GGUF) -> Config:
     """The trunk's settings. ConfigError names what is missing or not served."""
-    path, metadata, keys = file.source.path, file.metadata, Keys(file)
-    found = metadata.get("general.architecture")
-    if not isinstance(found, str) or found != ARCHITECTURE:
-        raise ConfigError(
-            f"{path}: general.architecture = {found!r}; gemma_np runs EmbeddingGemma and models of its architecture, "
-            f"in GGUF files {ARCHITECTURE!r}"
-        )
+    path, keys = file.source.path, Keys(file)
     D, L, N = keys.count("embedding_length"), keys.count("block_count"), keys.count("attention.head_count")
     K, H = keys.count("attention.head_count_kv", N), keys.count("attention.key_length", D // N)
     if L > MAX_LAYERS:
-        raise ConfigError(f"{path}: {ARCHITECTURE}.block_count = {L}, expected at most {MAX_LAYERS}")
+        raise ConfigError(f"{path}: {keys.named('block_count')} = {L}, expected at most {MAX_LAYERS}")
     if N % K or H % 2:
         raise ConfigError(
             f"{path}: {N} query heads, {K} key/value heads of size {H}; expected a multiple, and an even size"
         )
     keys.refuse_unserved(H)
     radius = radius_of(path, keys.count("attention.sliding_window"))
-    slides = sliding_layers(path, metadata.get(f"{ARCHITECTURE}.attention.sliding_window_pattern", PATTERN), L)
-    theta, local_theta = keys.number("rope.freq_base", 1e4), keys.number("rope.freq_base_swa", 1e4)
+    slides = sliding_layers(keys, L)
+    theta, local_theta = keys.number("rope.freq_base"), keys.number("rope.freq_base_swa")
     scale, eps = 1 / math.sqrt(H), keys.number("attention.layer_norm_rms_epsilon")
     table = file.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
@@ -110,21 +132,21 @@ def gguf_config(file: GGUF) -> Config:
     return Config(table.shape[0], D, keys.count("feed_forward_length"), keys.count("context_length"), layers)
 
 
-def sliding_layers(path: Path, pattern: Any, L: int) -> list[bool]:
+def sliding_layers(keys: Keys, L: int) -> list[bool]:
     """Which layers have the window: one entry each, or of so many layers all but the last; 0: all."""
+    key = keys.named("attention.sliding_window_pattern")
+    pattern = keys.metadata.get(key, PATTERN)
     if isinstance(pattern, np.ndarray) and pattern.dtype.kind in "biu" and len(pattern) == L:
         return [bool(slides) for slides in pattern]
     if type(pattern) is not int or pattern < 0:
-        raise ConfigError(
-            f"{path}: {ARCHITECTURE}.attention.sliding_window_pattern is neither a number nor {L} truth values"
-        )
+        raise ConfigError(f"{keys.path}: {key} is neither a number nor {L} truth values")
     return [not pattern or (i + 1) % pattern != 0 for i in range(L)]
 
 
 def gguf_heads(file: GGUF) -> Modules | None:
     """The Dense heads in the file, None if there are none."""
     heads: list[Dense | Normalize] = []
-    for name, prefix in HEADS.items():
+    for name, prefix in dialect_of(file).heads.items():
         if info := file.tensors.get(f"{prefix}.weight"):
             if len(info.shape) != 2:
                 raise WeightsError(f"{file.source.path}: {info.name} has shape {info.shape}, expected a matrix")
@@ -134,16 +156,17 @@ def gguf_heads(file: GGUF) -> Modules | None:
 
 def gguf_tensors(file: GGUF, config: Config, modules: Modules) -> dict[str, Stored]:
     """The file's tensors by the checkpoint's names, checked. WeightsError for what is missing or misshapen."""
-    path = file.source.path
+    path, dialect = file.source.path, dialect_of(file)
+    norm = next((name for name in dialect.norms if name in file.tensors), dialect.norms[0])
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {
         EMBED: ("token_embd.weight", (config.V, config.D)),
-        "norm.weight": ("output_norm.weight", (config.D,)),
+        "norm.weight": (norm, (config.D,)),
     }
     for i in range(len(config.layers)):
         for field, (name, shape) in layer_tensors(config, i).items():
             wanted[name] = f"blk.{i}.{FIELDS[field]}.weight", shape
     for head in modules.dense:
-        wanted[f"{head.name}/linear.weight"] = f"{HEADS[head.name]}.weight", (head.outputs, head.inputs)
+        wanted[f"{head.name}/linear.weight"] = f"{dialect.heads[head.name]}.weight", (head.outputs, head.inputs)
     found: dict[str, Stored] = {}
     for name, (stored_name, shape) in wanted.items():
         info = file.tensors.get(stored_name)
@@ -155,7 +178,7 @@ def gguf_tensors(file: GGUF, config: Config, modules: Modules) -> dict[str, Stor
             )
         found[name] = stored(info, name, file.source)
     used = {stored_name for stored_name, _ in wanted.values()}
-    if unknown := sorted(file.tensors.keys() - used - {f"{prefix}.weight" for prefix in HEADS.values()}):
+    if unknown := sorted(file.tensors.keys() - used - {f"{prefix}.weight" for prefix in dialect.heads.values()}):
         log.warning("%s: %d tensors are not used: %s", path, len(unknown), ", ".join(unknown[:5]))
     return found
 

@@ -1,8 +1,9 @@
 """The tokenizer in a GGUF file: llama.cpp's tables of pieces, scores and types, and back."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,17 +11,21 @@ from gemma_np.arrays import AnyArray
 from gemma_np.config import Config
 from gemma_np.errors import CheckpointError
 from gemma_np.gguf.file import GGUF, Texts
-from gemma_np.gguf.names import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from gemma_np.gguf.names import CONTROL, NORMAL, OLLAMA, UNKNOWN, USER_DEFINED
 from gemma_np.tokens.pieces import SPACE, Pieces, PieceTable, make_pieces
 from gemma_np.tokens.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    pass
+log = logging.getLogger("gemma_np")
 
 
 def gguf_pieces(file: GGUF, config: Config) -> Pieces:
-    """The tokenizer in the file. CheckpointError for one of another kind."""
+    """The tokenizer in the file. CheckpointError for one of another kind.
+
+    Ollama puts no space before a text where its file does not say so; and the file may have pieces beyond the embedding
+    table's rows, of the models that see pictures.
+    """
     path, metadata = file.source.path, file.metadata
+    ollama = metadata.get("general.architecture") == OLLAMA.architecture
 
     def setting(key: str, kind: Any, default: Any = None) -> Any:
         value = metadata.get(f"tokenizer.ggml.{key}", default)
@@ -33,10 +38,12 @@ def gguf_pieces(file: GGUF, config: Config) -> Pieces:
             f"{path}: tokenizer.ggml.model = {kind!r}; EmbeddingGemma's is 'llama', pieces with scores. "
             "Convert the model again, with its tokenizer"
         )
-    for key, default, expected in (("add_space_prefix", True, False), ("normalizer.lowercase", False, False)):
+    for key, default, expected in (("add_space_prefix", not ollama, False), ("normalizer.lowercase", False, False)):
         if setting(key, bool, default) is not expected:
             raise CheckpointError(f"{path}: tokenizer.ggml.{key} is true; EmbeddingGemma's is false. Convert it again")
     table, scores, types = setting("tokens", Texts), setting("scores", np.ndarray), setting("token_type", np.ndarray)
+    if ollama and len(table) > config.V:
+        table, scores, types = table.first(config.V), scores[: config.V], types[: config.V]
     if len(table) != config.V:
         raise CheckpointError(
             f"{path}: the tokenizer has {len(table):,} pieces, the embedding table {config.V:,} rows; convert it again"
@@ -47,8 +54,15 @@ def gguf_pieces(file: GGUF, config: Config) -> Pieces:
 
 
 def open_tokenizer(file: GGUF, config: Config, run: Callable[[int], None] | None) -> Tokenizer:
-    """The tokenizer in the file; see Tokenizer for `run`."""
-    return Tokenizer(file.source.path, config, gguf_pieces(file, config), run)
+    """The tokenizer in the file; see Tokenizer for `run`. A warning in the log where no text gets its end."""
+    pieces = gguf_pieces(file, config)
+    if not len(pieces.suffix):
+        log.warning(
+            "%s: texts do not end with <eos> (tokenizer.ggml.add_eos_token), as EmbeddingGemma's do: its vectors are "
+            "those of llama.cpp, not of the checkpoint",
+            file.source.path,
+        )
+    return Tokenizer(file.source.path, config, pieces, run)
 
 
 def from_scores(
