@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_np.errors import ConfigError
+from gemma_np.errors import FLOAT_ORIGINAL, ConfigError
 from gemma_np.files.mapped import read_json_object
 
 log = logging.getLogger("gemma_np")
@@ -40,11 +40,12 @@ SERVED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "hidden_activation": ("gelu_pytorch_tanh", None),
     "attn_logit_softcapping": (None,),
-    "quantization_config": (None,),
 }
 REFUSED_BECAUSE = {
     "use_bidirectional_attention": "this is a causal language model, not an EmbeddingGemma encoder",
 }
+# Where tools that quantise say so in config.json. MLX says it under the last.
+QUANTIZED = ("quantization_config", "compression_config", "quantization")
 MAX_LAYERS = 10_000  # a config that claims more is damaged; without a limit it would fill the memory
 
 
@@ -133,6 +134,11 @@ def _refuse_unserved(path: Path, settings: dict[str, Any]) -> None:
             f"{path}: model_type = {model_type!r} ({vision}); gemma_np runs EmbeddingGemma and models of its "
             "architecture, whose model_type is 'gemma3_text'"
         )
+    for key in QUANTIZED:
+        if (found := settings.get(key)) is not None:
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            tool = f"with {method}" if isinstance(method, str) else "with MLX" if key == QUANTIZED[-1] else "by a tool"
+            raise ConfigError(f"{path}: {key}: the weights were quantised {tool}, and are not served. {FLOAT_ORIGINAL}")
     for key, served in SERVED.items():
         # A key that is absent is as transformers reads it: causal, and no other extras.
         value = settings.get(key, False if key == "use_bidirectional_attention" else None)

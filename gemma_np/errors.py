@@ -18,6 +18,10 @@ import warnings
 from collections.abc import Sequence
 
 FULL_MODEL = "google/embeddinggemma-300m"  # where messages send people
+FLOAT_ORIGINAL = (  # the cure for weights in another tool's format
+    "Take the float checkpoint that it was made from (its card names it), and round that as it is loaded, "
+    "quantization='q8_0' or 'q4_0', or once and for all with `gemma-np quantize`"
+)
 
 
 def positive(name: str, value: object, most: int | None = None, of: str = "") -> int:

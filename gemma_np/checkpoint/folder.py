@@ -17,6 +17,7 @@ from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.package import TOKENIZER_JSON
 from gemma_np.tokens.pieces import Pieces, folder_pieces
 from gemma_np.tokens.tokenizer import Tokenizer
+from gemma_np.weights.foreign import refuse_quantized
 from gemma_np.weights.loading import Stored
 from gemma_np.weights.names import check_floats, check_tensors, dense_shapes, trunk_shapes, without_prefix
 
@@ -95,6 +96,7 @@ def checkpoint_tensors(
     tensors = open_checkpoint(trunk)
     watch(tensors)
     tensors = without_prefix(tensors)
+    refuse_quantized(tensors, trunk_shapes(config))
     check_tensors(tensors, trunk_shapes(config), trunk / "config.json")
     check_floats(tensors, trunk_shapes(config))
     found = {name: tensors[name] for name in trunk_shapes(config)}  # others may have any name and shape
@@ -106,6 +108,7 @@ def dense_tensors(folder: Path, modules: Modules) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for head in modules.dense:
         parts = open_safetensors(weights_file(folder / head.name))
+        refuse_quantized(parts, dense_shapes(head))
         check_tensors(parts, dense_shapes(head), folder / head.name / "config.json")
         check_floats(parts, dense_shapes(head))
         found |= {f"{head.name}/{name}": parts[name] for name in dense_shapes(head)}
