@@ -30,9 +30,10 @@ Texts = str | Iterable[str]
 class EmbeddingGemma(Compatibility):
     """A model, loaded and ready.
 
-    model                folder of a checkpoint, a hub id, a GGUF file, or "nano", the small model inside the package
-                         ("./nano" is a folder of this name); None: the model named by $GEMMA_NP_MODEL, or nano
-                         (announced once on stderr). `model_name_or_path` is its name in sentence-transformers
+    model                folder of a checkpoint, a hub id ("owner/name:Q8_0" is one of its GGUF files), a GGUF file, or
+                         "nano", the small model inside the package ("./nano" is a folder of this name); None: the model
+                         named by $GEMMA_NP_MODEL, or nano (announced once on stderr). `model_name_or_path` is its name
+                         in sentence-transformers
     quantization         None: as the files are, float32 for a checkpoint. "q8_0": int8, "q4_0": int4, "mixed": int8 for
                          attention, int4 for the rest; rounded while the checkpoint is read, see weights/quantize.py.
                          `save_pretrained` keeps the result, so that it need not be rounded again
@@ -104,12 +105,9 @@ class EmbeddingGemma(Compatibility):
         """The model and the keywords with which a pickle's copy elsewhere opens the same one; never the token."""
         if name != hub.NANO and os.path.exists(os.path.expanduser(name)):
             return str(self.folder), {}
-        # A folder of the hub's cache is named after its commit.
-        commit = self.folder.name if self.folder.parent.name == "snapshots" else in_hub["revision"]
-        return os.fspath(name), {
-            **{key: in_hub[key] for key in ("cache_folder", "local_files_only")},
-            "revision": commit,
-        }
+        found, commit = hub.pinned(os.fspath(name), self.folder)
+        kept = {key: in_hub[key] for key in ("cache_folder", "local_files_only")}
+        return found, {**kept, "revision": commit or in_hub["revision"]}
 
     def __repr__(self) -> str:
         held = self.quantization or "float32"

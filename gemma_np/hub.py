@@ -3,14 +3,15 @@
 import functools
 import os
 import re
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from gemma_np.checkpoint.folder import SETTINGS_FILES
-from gemma_np.errors import FULL_MODEL, CheckpointError, HubError, InputError
+from gemma_np.errors import FULL_MODEL, CheckpointError
+from gemma_np.gguf import choosing
+from gemma_np.repository import Repository
 
 NANO = "nano"  # the name of the small model inside the package
 NANO_FOLDER = Path(__file__).with_name("nano")
@@ -36,8 +37,11 @@ HEADS = [
     "[0-9]*_*/model*.safetensors",
 ]
 
-
-NETWORK = (ConnectionError, TimeoutError, socket.gaierror)  # of the system's errors; the others are about files
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "adapter_model.bin")
+# "owner/name", and behind it, of several GGUF files, a type or a file. Nothing that looks like a path.
+HUB_ID = re.compile(
+    r"([\w-][\w.-]*/[\w-][\w.-]*?)(?::([\w.-]+)|/((?:[\w-][\w.-]*/)*[\w-][\w.-]*\.gguf))?", re.ASCII | re.IGNORECASE
+)
 
 
 def _print(line: str) -> None:
@@ -64,6 +68,18 @@ def _say_once() -> None:
     )
 
 
+def _say_which(where: str, name: str, names: Sequence[str], how: str) -> None:
+    """Of several GGUF files: which is taken, and how another is named."""
+    if len(names) > 1:
+        kinds = sorted({choosing.type_of(other) or other for other in names if other != name})
+        _say_file(f"gemma-np: {where}: {name} is taken; there are also {', '.join(kinds)} ({how})")
+
+
+@functools.cache
+def _say_file(line: str) -> None:
+    _print(line)
+
+
 @functools.cache
 def _say_which_nano() -> None:
     _print(
@@ -85,7 +101,9 @@ def locate(
 
     model    "nano" is the model inside the package, also where the working directory has something of that name, which
              is "./nano" or Path("nano"). Anything else is a path if that exists, else a hub id such as
-             "google/embeddinggemma-300m", which is downloaded unless it is in the cache
+             "google/embeddinggemma-300m", which is downloaded unless it is in the cache. Of a folder or a hub's
+             repository that holds GGUF files and no other weights, it is one of these: gguf.choosing says which, and
+             stderr, where there are several. "owner/name:Q4_0" and "owner/name/FILE.gguf" name another
     files    which files of the hub's folder
     raises   CheckpointError for a path that is no model, HubError when nothing can be downloaded
 
@@ -97,7 +115,7 @@ def locate(
         return NANO_FOLDER
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):  # os.path: no errors for paths that cannot be
-        return path
+        return path if files is not FILES else _gguf_in(path) or path
     if os.path.isfile(path) and is_gguf(path):
         return path
     if os.path.exists(path):
@@ -105,12 +123,53 @@ def locate(
             f"{path} is a file, expected the folder of a checkpoint (with config.json in it), a GGUF file or a hub id"
         )
     name = os.fspath(model)
-    if not _is_hub_id(name):
+    match = HUB_ID.fullmatch(name)
+    if match is None:
         raise CheckpointError(
             f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "
             f"{FULL_MODEL}"
         )
-    return _snapshot(name, revision, token, cache_folder, local_files_only, files)
+    repository = Repository(match[1], revision, token, cache_folder, local_files_only)
+    wanted = match[2] or match[3]
+    folder = None if wanted else repository.snapshot(files)
+    if folder and (files is not FILES or _has_weights(folder)):
+        return folder
+    names = repository.gguf_files()
+    if folder and not names:
+        return folder
+    name = repository.chosen(names, wanted)
+    if not wanted:
+        _say_which(match[1], name, names, f"{match[1]}:TYPE or {match[1]}/FILE.gguf")
+    return repository.file(name)
+
+
+def pinned(name: str, path: Path) -> tuple[str, str | None]:
+    """A hub's model that was found at a path, as it is found again elsewhere: with its GGUF file, if it is one, and its
+    commit, if that is known."""
+    match = HUB_ID.fullmatch(name)
+    for place in (path, *path.parents):
+        if match and place.parent.name == "snapshots":  # a folder of the hub's cache is named after its commit
+            return name if place == path else f"{match[1]}/{path.relative_to(place).as_posix()}", place.name
+    return name, None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights in other files than GGUF's, an adapter's too."""
+    places = (folder, *folder.glob("0_*"))  # a trunk may lie in a folder of its own
+    return any(any(place.glob(pattern)) for place in places for pattern in WEIGHTS)
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder without other weights; None if there is none."""
+    names = [path.name for path in folder.glob("*.gguf") if path.is_file()]
+    if not names or _has_weights(folder):
+        return None
+    try:
+        name = choosing.chosen(names)
+    except LookupError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    _say_which(str(folder), name, names, "say its path")
+    return folder / name
 
 
 def is_gguf(path: Path) -> bool:
@@ -122,87 +181,3 @@ def is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
     except OSError:
         return False
-
-
-def _is_hub_id(name: str) -> bool:
-    """ "owner/name", and nothing that looks like a path."""
-    return name.count("/") == 1 and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) is not None
-
-
-def _snapshot(
-    name: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_folder: str | os.PathLike[str] | None,
-    local_files_only: bool,
-    files: Sequence[str],
-) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if isinstance(token, str):
-        token = token.strip()  # a token that was read from a file ends with a newline
-        if re.fullmatch(r"[!-~]+", token) is None:  # the client would log a header that cannot be sent
-            raise InputError("token holds characters that no token has (or none at all); copy it again")
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=None if cache_folder is None else Path(cache_folder),
-            local_files_only=local_files_only,
-            allow_patterns=list(files),
-        )
-    except Exception as error:  # the client's errors, its HTTP library's and the system's have no other base in common
-        raise HubError(f"{name}: {_unkept(cache_folder, error) or _why(name, revision, error)}") from None
-    return Path(folder)
-
-
-def _unkept(cache_folder: str | os.PathLike[str] | None, error: BaseException) -> str | None:
-    """What to do when a file cannot be written; None if that is not the error."""
-    from huggingface_hub import constants
-
-    if not isinstance(error, OSError) or error.errno is None or isinstance(error, NETWORK):
-        return None
-    where = error.filename2 or error.filename or f"the cache ({cache_folder or constants.HF_HUB_CACHE})"
-    return (
-        f"there is no such folder here, and its download cannot be kept: {where}: {error.strerror}; mend this, or "
-        "name another place with cache_folder=, or with HF_HOME in the environment"
-    )
-
-
-def _why(name: str, revision: str | None, error: BaseException) -> str:
-    """What went wrong and what to do, in our words: an error's own text may hold a token or a page of HTML."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # the hub failed first, then the cache was tried
-    login = "log in with `hf auth login` (or set HF_TOKEN) and try again"
-    page = f"https://huggingface.co/{name}"
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if isinstance(error, errors.GatedRepoError):
-        return f"it is gated; accept its licence at {page} with your account, then {login}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"there is no revision {revision!r}; see {page}/commits"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            "there is no such folder here, and no such model on the hub that you may see; check the name, and for a "
-            f"private or gated model {login}"
-        )
-    if status in (401, 403):
-        return f"the hub refuses access ({status}); accept the licence at {page} with your account, then {login}"
-    if status is not None:
-        return f"the hub answers with status {status}; try again later"
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return (
-            "there is no such folder here, it is not (or not completely) in the cache, and the network may not be used "
-            "(local_files_only, HF_HUB_OFFLINE); download it once with the network, or pass the path of a folder"
-        )
-    if isinstance(error, errors.HFValidationError):
-        return "there is no such folder here, and no model on the hub can have this name"
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return f"token=True asks for a stored token, but there is none; {login}"
-    system = error.strerror if isinstance(error, OSError) else None
-    return (
-        f"there is no such folder here, and it cannot be downloaded: {system or type(error).__name__}; check the "
-        "connection, and try again"
-    )

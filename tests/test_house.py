@@ -17,7 +17,7 @@ STOREYS = (
     "weights tokens",
     "checkpoint",
     "gguf",
-    "opening hub",
+    "opening hub repository",
     "model fidelity fast",
     "selftest",
     "batches outcomes output similarity keywords tensors pretrained pipeline splitting",

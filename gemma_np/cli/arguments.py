@@ -42,8 +42,8 @@ def add_model(parser: Parser) -> None:
         "-m",
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, a hub id, a GGUF file, or nano, the small model in the package (./nano is a "
-        "folder); default: GEMMA_NP_MODEL, else nano",
+        help="folder of a checkpoint, a hub id (owner/name:Q8_0 is one of its GGUF files), a GGUF file, or nano, the "
+        "small model in the package (./nano is a folder); default: GEMMA_NP_MODEL, else nano",
     )
 
 
