@@ -60,9 +60,9 @@ def all_parts(source: Source) -> Iterator[bytes]:
         tensor = source.tensors[name]
         yield f"{name} {tensor.dtype} {tensor.shape}".encode()
         yield from stored_bytes(tensor)
-    path = source.path / source.modules.trunk / TOKENIZER_JSON
-    if path.is_file() and not path.with_name(FILE).is_file():
-        yield path.read_bytes()
+    folder = source.tokenizer
+    if folder and (folder / TOKENIZER_JSON).is_file() and not (folder / FILE).is_file():
+        yield (folder / TOKENIZER_JSON).read_bytes()
         return
     pieces: Any = source.pieces()
     for name in array_names():

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gemma_np.checkpoint.bundle import bundle_tensors, is_bundle, read_manifest
 from gemma_np.checkpoint.defaults import read_defaults, read_max_seq_length
@@ -57,9 +57,18 @@ def open_folder(path: Path, watch: Watch = unwatched) -> Source:
         **vars(settings),
         tensors=tensors,
         quantization=quantization,
+        files=settings_files(path, modules),
+        tokenizer=trunk,
         pieces=partial(pieces_of, trunk),
         open_tokenizer=partial(Tokenizer, trunk, config),
     )
+
+
+def settings_files(folder: Path, modules: Modules) -> dict[str, Path]:
+    """The JSON files in a checkpoint's folders that say how it is used, by their names in it."""
+    places = dict.fromkeys(["", modules.trunk, modules.pooling, *(head.name for head in modules.heads)])
+    names = [(PurePosixPath(place) / name).as_posix() for place in places for name in SETTINGS_FILES]
+    return {name: folder / name for name in names if os.path.isfile(folder / name)}  # a device would fill a disk
 
 
 def pieces_of(trunk: Path) -> Pieces:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from gemma_np.arrays import AnyArray, Float32
 from gemma_np.checkpoint import bundle
 from gemma_np.checkpoint.defaults import Defaults
-from gemma_np.checkpoint.folder import SETTINGS_FILES
 from gemma_np.checkpoint.source import Source
 from gemma_np.errors import InputError
 from gemma_np.files.mapped import read_json_object
@@ -60,7 +59,7 @@ def save(
         raise InputError(
             f"{source.path} is {source.quantization} already; make {format} from the float checkpoint that it came from"
         )
-    if not source.path.is_dir():
+    if not source.files:
         raise InputError(f"{source.path} is one file without a checkpoint's settings; use its safetensors checkpoint")
     if defaults is None:
         source.defaults.check_prompt(source.defaults.all_prompts)  # else the copy could not be opened either
@@ -103,18 +102,15 @@ def write_float(source: Source, folder: Path, show_progress: bool | None) -> Non
 
 def copy_settings(source: Source, folder: Path) -> None:
     """The JSON files of a checkpoint's folders."""
-    places = ["", source.modules.trunk, source.modules.pooling, *(head.name for head in source.modules.heads)]
-    for place in dict.fromkeys(places):
-        if os.path.isdir(source.path / place):  # Normalize's may be missing
-            (folder / place).mkdir(parents=True, exist_ok=True)
-        for path in sorted((source.path / place).glob("*.json")):
-            if path.name in SETTINGS_FILES and os.path.isfile(path):  # a device would fill the disk
-                shutil.copyfile(path, folder / place / path.name)
+    for name, path in source.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
 
 
 def write_tokenizer(source: Source, folder: Path, format: str) -> None:
     """tokenizer.json for float weights, tokenizer.safetensors for quantised ones, if that can express it."""
-    here, there = source.path / source.modules.trunk, folder / source.modules.trunk
+    assert source.tokenizer is not None  # a model in one file is not written to a folder
+    here, there = source.tokenizer, folder / source.modules.trunk
     kept = FILE if format != "float32" else TOKENIZER_JSON
     if os.path.isfile(here / kept):
         shutil.copyfile(here / kept, there / kept)

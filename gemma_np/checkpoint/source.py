@@ -44,12 +44,16 @@ class Source(Settings):
 
     tensors         by the checkpoint's names, see weights.loading.load_weights
     quantization    what its matrices are rounded to already, one of quantize.QUANTIZATIONS; None: they are not
+    files           the JSON files that say how it is used, by their names in a folder; none where it is one file
+    tokenizer       the folder with the tokenizer's files; None where it is in the model's one file
     pieces          reads the tokenizer as arrays. Raises json_file.Inexpressible where these cannot say what it does
     open_tokenizer  reads the tokenizer; `run` is its compiled kernel, see tokenizer.Tokenizer
     """
 
     tensors: Mapping[str, Stored]
     quantization: str | None
+    files: Mapping[str, Path]
+    tokenizer: Path | None
     pieces: Callable[[], Pieces]
     open_tokenizer: Callable[..., Tokenizer]
 

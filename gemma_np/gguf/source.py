@@ -245,6 +245,8 @@ def open_gguf_source(path: Path, dense: Path | Literal[False] | None = None, wat
         **vars(settings),
         tensors=tensors,
         quantization=rounded_to(tensors),
+        files={},
+        tokenizer=None,
         pieces=partial(gguf_pieces, file, config),
         open_tokenizer=partial(open_tokenizer, file, config),
     )
