@@ -30,15 +30,17 @@ Texts = str | Iterable[str]
 class EmbeddingGemma(Compatibility):
     """A model, loaded and ready.
 
-    model                folder of a checkpoint, a hub id ("owner/name:Q8_0" is one of its GGUF files), a GGUF file, or
-                         "nano", the small model inside the package ("./nano" is a folder of this name); None: the model
-                         named by $GEMMA_NP_MODEL, or nano (announced once on stderr). `model_name_or_path` is its name
-                         in sentence-transformers
+    model                folder of a checkpoint or a LoRA adapter, a hub id ("owner/name:Q8_0" is one of its GGUF
+                         files), a GGUF file, or "nano", the small model inside the package ("./nano" is a folder of
+                         this name); None: the model named by $GEMMA_NP_MODEL, or nano (announced once on stderr).
+                         `model_name_or_path` is its name in sentence-transformers
     quantization         None: as the files are, float32 for a checkpoint. "q8_0": int8, "q4_0": int4, "mixed": int8 for
                          attention, int4 for the rest; rounded while the checkpoint is read, see weights/quantize.py.
                          `save_pretrained` keeps the result, so that it need not be rounded again
     dense                for GGUF files that have no Dense heads: the folder or hub id of a checkpoint that has them, or
                          False, to have the trunk's vectors without them, as llama.cpp gives them
+    base                 for LoRA adapters: the folder or hub id of the checkpoint that they change; None: as their
+                         adapter_config.json says
     truncate_dim         default size of the vectors; EmbeddingGemma is trained for 768, 512, 256 and 128. One above the
                          model's own size cuts nothing
     threads              how many threads compute; None: as many as the cores that this process may use. More than that
@@ -66,6 +68,7 @@ class EmbeddingGemma(Compatibility):
         *,
         quantization: str | None = None,
         dense: str | os.PathLike[str] | Literal[False] | None = None,
+        base: str | os.PathLike[str] | None = None,
         truncate_dim: int | None = None,
         threads: int | None = None,
         prompts: Mapping[str, str | None] | None = None,
@@ -82,13 +85,13 @@ class EmbeddingGemma(Compatibility):
         max_length = keywords.max_length_of(other)
         keywords.refuse("EmbeddingGemma", other, keywords.CONSTRUCTOR)
         name = hub.default_model() if model is None else model
-        in_hub: dict[str, Any] = {"revision": revision, "token": token, "cache_folder": cache_folder}
-        in_hub["local_files_only"] = local_files_only
+        kept: dict[str, Any] = {"cache_folder": cache_folder, "local_files_only": local_files_only}
+        in_hub = {**kept, "revision": revision, "token": token}
         path = hub.locate(name, **in_hub)
         heads = dense if dense is None or dense is False else hub.locate(dense, **in_hub, files=hub.HEADS)
-        super().__init__(path, threads, quantization, heads)
-        self._dense = heads
-        self._recipe = self._recipe_of(name, in_hub)
+        super().__init__(path, threads, quantization, heads, hub.base_of(path, base, **in_hub))
+        self._dense, self._base = heads, self.source.base and hub.found_again(base, self.source.base)
+        self._recipe = hub.found_again(name, self.folder), kept
         defaults = self.source.defaults
         self.model_card_data = ModelCard()
         self.max_seq_length = self.max_seq_length if max_length is None else max_length
@@ -101,14 +104,6 @@ class EmbeddingGemma(Compatibility):
         self.truncate_dim = defaults.truncate_dim if truncate_dim is None else truncate_dim
         self.similarity_fn_name = defaults.similarity_fn_name if similarity_fn_name is None else similarity_fn_name
 
-    def _recipe_of(self, name: str | os.PathLike[str], in_hub: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The model and the keywords with which a pickle's copy elsewhere opens the same one; never the token."""
-        if name != hub.NANO and os.path.exists(os.path.expanduser(name)):
-            return str(self.folder), {}
-        found, commit = hub.pinned(os.fspath(name), self.folder)
-        kept = {key: in_hub[key] for key in ("cache_folder", "local_files_only")}
-        return found, {**kept, "revision": commit or in_hub["revision"]}
-
     def __repr__(self) -> str:
         held = self.quantization or "float32"
         return f"EmbeddingGemma({str(self.folder)!r}: {self.get_embedding_dimension()} dimensions, {held})"
@@ -120,6 +115,7 @@ class EmbeddingGemma(Compatibility):
             "threads": self.threads,
             "quantization": self.quantization,
             "dense": self._dense,
+            "base": self._base,
             "prompts": self.prompts,
             "default_prompt_name": self.default_prompt_name,
             "truncate_dim": self.truncate_dim,

@@ -6,10 +6,11 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from gemma_np.checkpoint.folder import SETTINGS_FILES
-from gemma_np.errors import FULL_MODEL, CheckpointError
+from gemma_np.checkpoint.folder import ADAPTER_CONFIG, SETTINGS_FILES, is_adapter
+from gemma_np.errors import FULL_MODEL, CheckpointError, ConfigError, HubError, InputError
 from gemma_np.gguf import choosing
 from gemma_np.repository import Repository
 
@@ -27,6 +28,8 @@ FILES = [
     "tokenizer.json",
     "[0-9]*_*/*.json",
     "[0-9]*_*/model*.safetensors",
+    ADAPTER_CONFIG,
+    "adapter_model.safetensors",
 ]
 
 # What a GGUF file without Dense heads takes from a checkpoint: a part of FILES.
@@ -38,9 +41,10 @@ HEADS = [
 ]
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "adapter_model.bin")
-# "owner/name", and behind it, of several GGUF files, a type or a file. Nothing that looks like a path.
+# "owner/name", and behind it, of several GGUF files, a type or a file, and a revision. Nothing that looks like a path.
 HUB_ID = re.compile(
-    r"([\w-][\w.-]*/[\w-][\w.-]*?)(?::([\w.-]+)|/((?:[\w-][\w.-]*/)*[\w-][\w.-]*\.gguf))?", re.ASCII | re.IGNORECASE
+    r"([\w-][\w.-]*/[\w-][\w.-]*?)(?::([\w.-]+)|/((?:[\w-][\w.-]*/)*[\w-][\w.-]*\.gguf))?(?:@([\w./-]+))?",
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -103,7 +107,8 @@ def locate(
              is "./nano" or Path("nano"). Anything else is a path if that exists, else a hub id such as
              "google/embeddinggemma-300m", which is downloaded unless it is in the cache. Of a folder or a hub's
              repository that holds GGUF files and no other weights, it is one of these: gguf.choosing says which, and
-             stderr, where there are several. "owner/name:Q4_0" and "owner/name/FILE.gguf" name another
+             stderr, where there are several. "owner/name:Q4_0" and "owner/name/FILE.gguf" name another. A hub id may
+             end with its revision: "owner/name@REVISION"
     files    which files of the hub's folder
     raises   CheckpointError for a path that is no model, HubError when nothing can be downloaded
 
@@ -114,14 +119,8 @@ def locate(
             _say_which_nano()
         return NANO_FOLDER
     path = Path(os.path.expanduser(model))
-    if os.path.isdir(path):  # os.path: no errors for paths that cannot be
-        return path if files is not FILES else _gguf_in(path) or path
-    if os.path.isfile(path) and is_gguf(path):
-        return path
-    if os.path.exists(path):
-        raise CheckpointError(
-            f"{path} is a file, expected the folder of a checkpoint (with config.json in it), a GGUF file or a hub id"
-        )
+    if os.path.exists(path):  # os.path: no errors for paths that cannot be
+        return _here(path, files)
     name = os.fspath(model)
     match = HUB_ID.fullmatch(name)
     if match is None:
@@ -129,8 +128,26 @@ def locate(
             f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "
             f"{FULL_MODEL}"
         )
-    repository = Repository(match[1], revision, token, cache_folder, local_files_only)
-    wanted = match[2] or match[3]
+    if match[4] and revision:
+        raise InputError(f"{name!r} and revision = {revision!r}: the revision is given twice")
+    repository = Repository(match[1], match[4] or revision, token, cache_folder, local_files_only)
+    return _downloaded(repository, match[2] or match[3], files)
+
+
+def _here(path: Path, files: Sequence[str]) -> Path:
+    """A folder, its GGUF file where that is all it holds, or a file."""
+    if os.path.isdir(path):
+        return path if files is not FILES else _gguf_in(path) or path
+    if os.path.isfile(path) and is_gguf(path):
+        return path
+    raise CheckpointError(
+        f"{path} is a file, expected the folder of a checkpoint (with config.json in it), a GGUF file or a hub id"
+    )
+
+
+def _downloaded(repository: Repository, wanted: str | None, files: Sequence[str]) -> Path:
+    """A repository's folder with some files, or one of its GGUF files: where one is `wanted`, or all weights are
+    such."""
     folder = None if wanted else repository.snapshot(files)
     if folder and (files is not FILES or _has_weights(folder)):
         return folder
@@ -139,18 +156,51 @@ def locate(
         return folder
     name = repository.chosen(names, wanted)
     if not wanted:
-        _say_which(match[1], name, names, f"{match[1]}:TYPE or {match[1]}/FILE.gguf")
+        _say_which(repository.name, name, names, f"{repository.name}:TYPE or {repository.name}/FILE.gguf")
     return repository.file(name)
 
 
-def pinned(name: str, path: Path) -> tuple[str, str | None]:
-    """A hub's model that was found at a path, as it is found again elsewhere: with its GGUF file, if it is one, and its
-    commit, if that is known."""
-    match = HUB_ID.fullmatch(name)
-    for place in (path, *path.parents):
-        if match and place.parent.name == "snapshots":  # a folder of the hub's cache is named after its commit
-            return name if place == path else f"{match[1]}/{path.relative_to(place).as_posix()}", place.name
-    return name, None
+def base_of(path: Path, base: str | os.PathLike[str] | None = None, **in_hub: Any) -> Path | None:
+    """Where the model is that a LoRA adapter changes. None for a path that is no adapter's folder.
+
+    base     its path or hub id; None: as adapter_config.json says
+    in_hub   as in `locate`; the revision is the one in adapter_config.json
+    raises   as `locate`, ConfigError where no base is named, InputError where `path` has no base
+    """
+    if not is_adapter(path):
+        if base is not None:
+            raise InputError(f"base is for LoRA adapters; {path} has no adapter_config.json")
+        return None
+    from gemma_np.checkpoint.lora import read_lora
+
+    lora = read_lora(path)
+    name = lora.base if base is None else base
+    if name is None:
+        raise ConfigError(f"{lora.path} does not name the base; name it: --base MODEL, in Python base=")
+    try:
+        return locate(name, **{**in_hub, "revision": lora.revision if base is None else None})
+    except (CheckpointError, HubError) as error:
+        if base is not None:
+            raise
+        raise type(error)(
+            f"{lora.path}: the base: {error}. Another may be named: --base MODEL, in Python base="
+        ) from None
+
+
+def found_again(name: str | os.PathLike[str] | None, path: Path) -> str:
+    """What a copy elsewhere must be told to find the same model: "nano", "owner/name@commit" (of a GGUF file
+    "owner/name/FILE.gguf@commit"), else its whole path.
+
+    name   with which it was found at `path`; None: it was named elsewhere
+    """
+    if path == NANO_FOLDER:
+        return NANO
+    if name is None or not os.path.exists(os.path.expanduser(name)):
+        for place in (path, *path.parents):
+            if place.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/commit
+                repository = place.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+                return f"{(PurePosixPath(repository) / path.relative_to(place)).as_posix()}@{place.name}"
+    return str(path.absolute())
 
 
 def _has_weights(folder: Path) -> bool:

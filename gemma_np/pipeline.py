@@ -53,6 +53,7 @@ class Pipeline:
     threads       how many threads compute; None: as many as the cores that this process may use, which is the most
     quantization  None: as the files are; or one of quantize.QUANTIZATIONS
     dense         for GGUF files, see gguf.source.open_gguf_source
+    base          for LoRA adapters, see hub.base_of
     """
 
     def __init__(
@@ -61,13 +62,14 @@ class Pipeline:
         threads: int | None = None,
         quantization: str | None = None,
         dense: Path | Literal[False] | None = None,
+        base: Path | None = None,
     ) -> None:
         self.threads = None if threads is None else positive("threads", threads)
         if self.threads is not None and (why := too_many(self.threads)):
             warn(why)
             self.threads = usable_cores()
         format_of(quantization, "")  # refuses what it does not know, before a gigabyte is read
-        self.source = source = open_source(path, dense)
+        self.source = source = open_source(path, dense, base)
         self.folder = source.path
         self._blas = ThreadpoolController()
         self.config, self.modules, self.full_dim = source.config, source.modules, source.full_dim

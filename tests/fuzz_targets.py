@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shutil
 import struct
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from functools import cache, partial
 from io import BytesIO, StringIO
 from pathlib import Path
 
+import adapters
 import numpy as np
 from safetensors.numpy import save
 from tokenizers import Tokenizer as Package
@@ -296,6 +298,37 @@ def use_gguf(folder: Path) -> None:
     export(open_source(path), BytesIO(), None, show_progress=False)
 
 
+@cache
+def adapter_folders() -> list[bytes]:
+    """An adapter and its base side by side: as PEFT saves it, and with modules beside it on a quantised base."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base = make_checkpoint(Path(scratch) / "float", BUNDLED, dense=((32, 32, True, "Tanh"),))
+        (base / "tokenizer.json").write_text(tiny_tokenizer())
+        changes = adapters.halves(base)
+        patterns = {"rank_pattern": {}, "alpha_pattern": {r"layers\.0\..*_proj": 3}}
+        made = []
+        for name, quantization in (("peft", None), ("whole", "q8_0")):
+            folder = Path(scratch) / name
+            adapters.write(folder / "adapter", "base", changes, **patterns)
+            if quantization:
+                adapters.beside(base, folder / "adapter")
+                save_model(open_source(base), folder / "base", quantization, show_progress=False)
+            else:
+                shutil.copytree(base, folder / "base")
+            made.append(pack(folder))
+        return made
+
+
+def use_adapter(folder: Path) -> None:
+    adapter, base = folder / "adapter", folder / "base"
+    with suppress(GemmaError), redirect_stdout(StringIO()):
+        print_info(adapter, base=base)
+    model = EmbeddingGemma(adapter, base=base)
+    model.encode(["a text"], prompt_name="query")
+    model.fingerprint()
+    save_model(model.source, folder / "out", "float32", show_progress=False)
+
+
 TARGETS = {
     "safetensors": Target(
         tensor_files, mutate_safetensors, lambda folder: use_tensors(open_safetensors(folder / "x")), "x"
@@ -306,6 +339,7 @@ TARGETS = {
     "tokenizer": Target(lambda: [tiny_tokenizer().encode()], mutate_json, use_tokenizer, "tokenizer.json"),
     "pieces": Target(pieces_file, partial(mutate_safetensors, content_only=0.7), use_pieces, PIECES),
     "gguf": Target(gguf_files, mutate_gguf, use_gguf, "model.gguf"),
+    "adapter": Target(adapter_folders, mutate_folder, use_adapter),
     "bundle": Target(bundle_folders, mutate_folder, use_bundle),
     "model": Target(lambda: [tiny(), tiny(shards=2)], mutate_folder, use_model),
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import adapters
 import numpy as np
 import pytest
 from test_gguf_source import exported
@@ -373,6 +374,40 @@ def test_a_pickle_holds_the_id_and_the_commit_and_not_the_token(
     server.revisions["main"] = OTHER  # the hub moves on; the copy stays the same model
     client.environment["HF_HOME"] = str(tmp_path / "elsewhere")
     np.testing.assert_array_equal(client.vector(call), expected)
+
+
+def test_a_revision_may_end_an_id(client: Client) -> None:
+    assert client.vector(f"EmbeddingGemma('{NAME}@v2')").shape == (8,)
+    done = client.python(f"EmbeddingGemma('{NAME}@v2', revision='main')")
+    assert "InputError" in done.stderr
+    assert "the revision is given twice" in done.stderr
+
+
+def test_an_adapter_s_base_is_found_by_its_id(client: Client, server: Hub, small: Path, tmp_path: Path) -> None:
+    adapter = adapters.write(tmp_path / "adapter", NAME, adapters.halves(small))
+    expected = EmbeddingGemma(adapter, base=small).encode(TEXT)
+    np.testing.assert_array_equal(client.vector(f"EmbeddingGemma({str(adapter)!r})"), expected)
+    np.testing.assert_array_equal(client.vector(f"EmbeddingGemma({str(adapter)!r}, base='{NAME}@main')"), expected)
+    adapters.edit(adapter / "adapter_config.json", revision="v2")  # of the base
+    assert client.vector(f"EmbeddingGemma({str(adapter)!r})").shape == (8,)
+    adapters.edit(adapter / "adapter_config.json", base_model_name_or_path="nobody/nothing")
+    message = client.refusal(f"EmbeddingGemma({str(adapter)!r})")
+    assert re.search("adapter_config.json: the base: nobody/nothing: .* --base MODEL, in Python base=", message)
+
+
+def test_an_adapter_on_the_hub_and_in_a_pickle(client: Client, server: Hub, small: Path, tmp_path: Path) -> None:
+    adapter = adapters.beside(small, adapters.write(tmp_path / "adapter", f"{NAME}@{MAIN}", adapters.halves(small)))
+    expected = EmbeddingGemma(adapter, base=small).encode(TEXT)
+    whole = {path.relative_to(adapter).as_posix(): path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
+    server.commits[OTHER] = whole | dict.fromkeys(NOT_OURS, b"not for us")
+    pickled = tmp_path / "model.pickle"
+    made = f"EmbeddingGemma({NAME!r}, revision='v2')"
+    done = client.python(f"import pickle\nopen({str(pickled)!r}, 'wb').write(pickle.dumps({made}))")
+    assert done.returncode == 0, done.stderr
+    for commit in (MAIN, OTHER):
+        assert f"{NAME}@{commit}".encode() in pickled.read_bytes()
+    call = f"__import__('pickle').loads(open({str(pickled)!r}, 'rb').read())"
+    np.testing.assert_array_equal(client.vector(call, NO_NETWORK), expected)
 
 
 def test_a_path_that_does_not_exist_is_no_id(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from gemma_np.checkpoint.bundle import is_bundle, read_manifest
 from gemma_np.checkpoint.source import Source
+from gemma_np.files.safetensors import Tensor
 from gemma_np.tokens.package import TOKENIZER_JSON
 from gemma_np.tokens.pieces import FILE, array_names
-from gemma_np.weights.blocks import PackedTensor
+from gemma_np.weights.blocks import BlockTensor, PackedTensor
+from gemma_np.weights.derived import Derived, MergedTensor
 from gemma_np.weights.loading import Stored
 
 CHUNK_BYTES = 1 << 22  # read at a time
@@ -57,9 +59,7 @@ def bundle_parts(source: Source) -> Iterator[bytes]:
 def all_parts(source: Source) -> Iterator[bytes]:
     """The bytes of each tensor after its name, type and shape; then those of the tokenizer."""
     for name in sorted(source.tensors):
-        tensor = source.tensors[name]
-        yield f"{name} {tensor.dtype} {tensor.shape}".encode()
-        yield from stored_bytes(tensor)
+        yield from tensor_parts(name, source.tensors[name])
     folder = source.tokenizer
     if folder and (folder / TOKENIZER_JSON).is_file() and not (folder / FILE).is_file():
         yield (folder / TOKENIZER_JSON).read_bytes()
@@ -69,7 +69,22 @@ def all_parts(source: Source) -> Iterator[bytes]:
         yield f"{name} {len(getattr(pieces, name))}".encode() + getattr(pieces, name).tobytes()
 
 
-def stored_bytes(tensor: Stored) -> Iterator[bytes]:
+def tensor_parts(name: str, tensor: Stored) -> Iterator[bytes]:
+    """A tensor's name, type and shape, and its bytes. Of one that an adapter changes, those of all that it is made of:
+    the sum itself has other last bits on other processors."""
+    yield f"{name} {tensor.dtype} {tensor.shape}".encode()
+    if isinstance(tensor, MergedTensor):
+        yield f"{name} + {tensor.scale!r} *".encode()
+        for part in (tensor.base, tensor.b, tensor.a):
+            yield from tensor_parts(part.name, part)
+    elif isinstance(tensor, Derived):
+        yield tensor.float32().astype("<f4", copy=False).tobytes()
+        tensor.let_go()
+    else:
+        yield from stored_bytes(tensor)
+
+
+def stored_bytes(tensor: Tensor | BlockTensor | PackedTensor) -> Iterator[bytes]:
     """A tensor as it is in its file, read past the map, so that no page of it stays in memory."""
     assert not isinstance(tensor, PackedTensor)  # only quantised folders have them
     for start in range(0, tensor.nbytes, CHUNK_BYTES):

@@ -21,6 +21,7 @@ from gemma_np.weights.foreign import refuse_quantized
 from gemma_np.weights.loading import Stored
 from gemma_np.weights.names import check_floats, check_tensors, dense_shapes, trunk_shapes, without_prefix
 
+ADAPTER_CONFIG = "adapter_config.json"
 # A checkpoint's settings: what the engine reads, and what a quantised folder keeps for the way back to float32.
 SETTINGS_FILES = [
     "config.json",
@@ -31,6 +32,11 @@ SETTINGS_FILES = [
     "special_tokens_map.json",
     "added_tokens.json",
 ]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a LoRA adapter, see adapter.py."""
+    return os.path.isfile(folder / ADAPTER_CONFIG)
 
 
 def open_folder(path: Path, watch: Watch = unwatched) -> Source:

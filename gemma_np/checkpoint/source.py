@@ -1,7 +1,7 @@
 """A model on disk, opened: its settings are read, its tensors mapped and checked, and nothing is loaded yet."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Settings:
     full_dim        the size of its vectors
     defaults        prompts and the like
     max_seq_length  the longest text in tokens, BOS and EOS included
+    base            of an adapter: the folder of the model that it changes
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Settings:
     full_dim: int
     defaults: Defaults
     max_seq_length: int
+    base: Path | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from gemma_np.errors import InputError
 
@@ -37,13 +37,18 @@ def at_least_one(text: str) -> int:
 
 
 def add_model(parser: Parser) -> None:
-    """-m, which all commands have."""
+    """-m and --base, which all commands have."""
     parser.add_argument(
         "-m",
         "--model",
         metavar="MODEL",
-        help="folder of a checkpoint, a hub id (owner/name:Q8_0 is one of its GGUF files), a GGUF file, or nano, the "
-        "small model in the package (./nano is a folder); default: GEMMA_NP_MODEL, else nano",
+        help="folder of a checkpoint or a LoRA adapter, a hub id (owner/name:Q8_0 is one of its GGUF files), a GGUF "
+        "file, or nano, the small model in the package (./nano is a folder); default: GEMMA_NP_MODEL, else nano",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="of a LoRA adapter: the checkpoint that it changes; default: as the adapter says",
     )
 
 
@@ -86,12 +91,21 @@ def named_model(arguments: argparse.Namespace) -> str:
     return str(arguments.path or arguments.model or hub.default_model())
 
 
-def located(arguments: argparse.Namespace) -> tuple[Path, Path | Literal[False] | None]:
-    """Where the model is, and where its Dense heads are, if they are elsewhere; False: without them."""
+class Located(NamedTuple):
+    """Where a model is, and what belongs to it elsewhere, as opening.open_source takes it."""
+
+    path: Path
+    dense: Path | Literal[False] | None
+    base: Path | None
+
+
+def located(arguments: argparse.Namespace) -> Located:
+    """Where the model is, its Dense heads and an adapter's base, if they are elsewhere."""
     from gemma_np import hub
 
-    path = hub.locate(named_model(arguments))
-    return path, hub.locate(arguments.dense, files=hub.HEADS) if arguments.dense else arguments.dense
+    path, dense = hub.locate(named_model(arguments)), getattr(arguments, "dense", None)
+    heads = hub.locate(dense, files=hub.HEADS) if dense else dense
+    return Located(path, heads, hub.base_of(path, arguments.base))
 
 
 def loaded(arguments: argparse.Namespace) -> "EmbeddingGemma":
@@ -99,5 +113,9 @@ def loaded(arguments: argparse.Namespace) -> "EmbeddingGemma":
     from gemma_np.embedder import EmbeddingGemma
 
     return EmbeddingGemma(
-        arguments.model, threads=arguments.threads, quantization=arguments.quantization, dense=arguments.dense
+        arguments.model,
+        threads=arguments.threads,
+        quantization=arguments.quantization,
+        dense=arguments.dense,
+        base=arguments.base,
     )

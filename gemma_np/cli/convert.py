@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_np.cli.arguments import QUANTIZATIONS, Parser, add_dense, add_model, add_path, located, named_model
+from gemma_np.cli.arguments import QUANTIZATIONS, Parser, add_dense, add_model, add_path, located
 from gemma_np.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,11 +52,10 @@ def run_dequantize(arguments: argparse.Namespace) -> None:
 
 def converted(arguments: argparse.Namespace, format: str) -> "tuple[Source, Path]":
     """Write the model to the folder that was named, in another format, and say how large that is."""
-    from gemma_np import hub
     from gemma_np.checkpoint import saving
     from gemma_np.opening import open_source
 
-    source, folder = open_source(hub.locate(named_model(arguments))), Path(os.path.expanduser(arguments.output))
+    source, folder = open_source(*located(arguments)), Path(os.path.expanduser(arguments.output))
     saving.save(source, folder, format)
     nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{arguments.output}: {nbytes / 1e6:.1f} MB, {format}")
@@ -77,8 +76,8 @@ def run_export_gguf(arguments: argparse.Namespace) -> None:
     from gemma_np.gguf.export import export
     from gemma_np.opening import open_source
 
-    path, dense = located(arguments)
-    source = open_source(path, dense if path.is_file() or dense else None)
+    path, dense, base = located(arguments)
+    source = open_source(path, dense if path.is_file() or dense else None, base)
     output = Path(os.path.realpath(os.path.expanduser(arguments.output)))
     if output.exists() and output.samefile(path):
         raise InputError(f"{output} is the model itself; name another file")

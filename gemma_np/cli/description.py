@@ -35,6 +35,7 @@ def print_info(
     threads: int | None = None,
     check: bool = False,
     dense: Path | Literal[False] | None = None,
+    base: Path | None = None,
 ) -> None:
     """Print all that is known of a model; then raise the reason, if it cannot be run.
 
@@ -43,13 +44,14 @@ def print_info(
     threads        how many would compute; None: as many as the cores that this process may use
     check          compare a quantised folder's files with their checksums, too, and print the model's fingerprint
     dense          for GGUF files, see gguf.source.open_gguf_source
+    base           for LoRA adapters, see hub.base_of
     """
     print(f"{'GGUF file   ' if os.path.isfile(path) else 'checkpoint  '} {path}")
     printer = Printer(path, threads)
     try:
         if check:
             check_files(path)
-        source = open_source(path, dense, printer)
+        source = open_source(path, dense, base, printer)
         print_memory(source.tensors, quantization if source.quantization is None else None, source.quantization)
         source.open_tokenizer(run=None)
         source.defaults.check_prompt(source.defaults.all_prompts)
@@ -108,6 +110,8 @@ def print_model(settings: Settings) -> None:
     window = (
         f"{len(sliding)} see {sliding[0]} tokens to each side, {L - len(sliding)} see all" if sliding else "all see all"
     )
+    if settings.base is not None:
+        print(f"base         {settings.base}, into which the adapter is merged as it is loaded")
     print(f"layers       {L} of width {config.D}, feed-forward {config.F}; {window}")
     print(f"attention    {layer.N} query heads, {layer.K} key/value heads of size {layer.H}")
     print(f"output       {heads}: {settings.full_dim} dimensions")

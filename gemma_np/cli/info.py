@@ -17,5 +17,5 @@ def add_info(parser: Parser) -> None:
 def run_info(arguments: argparse.Namespace) -> None:
     from gemma_np.cli.description import print_info
 
-    path, dense = located(arguments)
-    print_info(path, arguments.quantization, arguments.threads, arguments.check, dense)
+    path, dense, base = located(arguments)
+    print_info(path, arguments.quantization, arguments.threads, arguments.check, dense, base)

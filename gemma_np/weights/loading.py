@@ -12,12 +12,13 @@ from gemma_np.errors import WeightsError
 from gemma_np.files.safetensors import Tensor
 from gemma_np.modules import Modules
 from gemma_np.weights.blocks import BlockTensor, PackedTensor
+from gemma_np.weights.derived import Derived
 from gemma_np.weights.names import EMBED, FUSED, IN_TURN, layer_tensors, tensor_name
-from gemma_np.weights.packed import LANES, Packed, pack, pack_codes
+from gemma_np.weights.packed import LANES, Packed, pack, pack_codes, parts_of
 from gemma_np.weights.quantize import check_shape, format_of, quantized_rows
 
 Matrix = Float32 | Packed
-Stored = Tensor | BlockTensor | PackedTensor
+Stored = Tensor | BlockTensor | PackedTensor | Derived
 
 
 class Table(Protocol):
@@ -110,9 +111,9 @@ def load_weights(
 
 
 def table_of(tensors: Mapping[str, Stored]) -> Tensor | BlockTensor:
-    """The embedding table. Files have its rows one after the other, never packed."""
+    """The embedding table. Files have its rows one after the other, never packed, and no adapter changes it."""
     table = tensors[EMBED]
-    assert not isinstance(table, PackedTensor)
+    assert isinstance(table, Tensor | BlockTensor)
     return table
 
 
@@ -230,17 +231,6 @@ class Loader:
                 pack(tensor.float32(), part.format, part, part_name)
             tensor.let_go()
         return [whole, *parts] if len(parts) > 1 else parts
-
-
-def parts_of(whole: Packed, rows: Sequence[int], in_turn: bool) -> list[Packed]:
-    """The matrices, of so many rows each, that a fused one is made of."""
-    parts = []
-    for i, count in enumerate(rows):
-        first = sum(rows[:i]) // LANES
-        panels = slice(i, None, len(rows)) if in_turn else slice(first, first + count // LANES)
-        scales = None if whole.scales is None else whole.scales[panels]
-        parts.append(Packed(whole.format, (count, whole.shape[1]), whole.codes[panels], scales))
-    return parts
 
 
 def formats_of(weights: Weights) -> tuple[str, ...]:

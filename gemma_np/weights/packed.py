@@ -4,6 +4,7 @@ Letters: O outputs, I inputs, P panels.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +128,17 @@ def pack_codes(codes: UInt8, scales: Float16, out: Packed, start: int = 0) -> No
         codes = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
     words = codes.view(np.uint32).reshape(-1, LANES, *out.codes.shape[1:-2])  # 4 inputs of a row move as one
     out.codes[panels].view(np.uint32)[..., 0] = np.moveaxis(words, 1, -1)
+
+
+def parts_of(whole: Packed, rows: Sequence[int], in_turn: bool) -> list[Packed]:
+    """The matrices, of so many rows each, that a fused one is made of."""
+    parts = []
+    for i, count in enumerate(rows):
+        first = sum(rows[:i]) // LANES
+        panels = slice(i, None, len(rows)) if in_turn else slice(first, first + count // LANES)
+        scales = None if whole.scales is None else whole.scales[panels]
+        parts.append(Packed(whole.format, (count, whole.shape[1]), whole.codes[panels], scales))
+    return parts
 
 
 def layout(shape: tuple[int, int], format: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
