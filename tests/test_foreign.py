@@ -77,5 +77,6 @@ def test_fp8_without_scales_is_refused(writable: Path) -> None:
 
 def test_a_float_checkpoint_with_such_names_beside_its_matrices_is_none(writable: Path) -> None:
     path = writable / "model.safetensors"
-    save_file({**load_file(path), "layers.0.self_attn.q_proj.input_scale": F16}, path)
+    others = {f"{stem}.input_scale": F16.copy() for stem in ("embed_tokens", "layers.0.self_attn.q_proj")}
+    save_file({**load_file(path), **others}, path)
     assert EmbeddingGemma(writable).encode("a text").shape == (64,)
