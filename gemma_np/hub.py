@@ -11,8 +11,6 @@ from typing import Any
 
 from gemma_np.checkpoint.folder import ADAPTER_CONFIG, SETTINGS_FILES, is_adapter
 from gemma_np.errors import FULL_MODEL, CheckpointError, ConfigError, HubError, InputError
-from gemma_np.gguf import choosing
-from gemma_np.repository import Repository
 
 NANO = "nano"  # the name of the small model inside the package
 NANO_FOLDER = Path(__file__).with_name("nano")
@@ -74,6 +72,8 @@ def _say_once() -> None:
 
 def _say_which(where: str, name: str, names: Sequence[str], how: str) -> None:
     """Of several GGUF files: which is taken, and how another is named."""
+    from gemma_np.gguf import choosing
+
     if len(names) > 1:
         kinds = sorted({choosing.type_of(other) or other for other in names if other != name})
         _say_file(f"gemma-np: {where}: {name} is taken; there are also {', '.join(kinds)} ({how})")
@@ -121,17 +121,7 @@ def locate(
     path = Path(os.path.expanduser(model))
     if os.path.exists(path):  # os.path: no errors for paths that cannot be
         return _here(path, files)
-    name = os.fspath(model)
-    match = HUB_ID.fullmatch(name)
-    if match is None:
-        raise CheckpointError(
-            f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "
-            f"{FULL_MODEL}"
-        )
-    if match[4] and revision:
-        raise InputError(f"{name!r} and revision = {revision!r}: the revision is given twice")
-    repository = Repository(match[1], match[4] or revision, token, cache_folder, local_files_only)
-    return _downloaded(repository, match[2] or match[3], files)
+    return _in_hub(os.fspath(model), files, revision, token, cache_folder, local_files_only)
 
 
 def _here(path: Path, files: Sequence[str]) -> Path:
@@ -145,19 +135,29 @@ def _here(path: Path, files: Sequence[str]) -> Path:
     )
 
 
-def _downloaded(repository: Repository, wanted: str | None, files: Sequence[str]) -> Path:
-    """A repository's folder with some files, or one of its GGUF files: where one is `wanted`, or all weights are
-    such."""
+def _in_hub(name: str, files: Sequence[str], revision: str | None, *reached: Any) -> Path:
+    """A repository's folder with some files, or one of its GGUF files: where one is named, or all weights are such."""
+    from gemma_np.repository import Repository
+
+    match = HUB_ID.fullmatch(name)
+    if match is None:
+        raise CheckpointError(
+            f"{name!r} is neither a folder nor a hub id; expected a path that exists, {NANO}, or a name such as "
+            f"{FULL_MODEL}"
+        )
+    if match[4] and revision:
+        raise InputError(f"{name!r} and revision = {revision!r}: the revision is given twice")
+    repository, wanted = Repository(match[1], match[4] or revision, *reached), match[2] or match[3]
     folder = None if wanted else repository.snapshot(files)
     if folder and (files is not FILES or _has_weights(folder)):
         return folder
     names = repository.gguf_files()
     if folder and not names:
         return folder
-    name = repository.chosen(names, wanted)
+    file = repository.chosen(names, wanted)
     if not wanted:
-        _say_which(repository.name, name, names, f"{repository.name}:TYPE or {repository.name}/FILE.gguf")
-    return repository.file(name)
+        _say_which(repository.name, file, names, f"{repository.name}:TYPE or {repository.name}/FILE.gguf")
+    return repository.file(file)
 
 
 def base_of(path: Path, base: str | os.PathLike[str] | None = None, **in_hub: Any) -> Path | None:
@@ -214,6 +214,8 @@ def _gguf_in(folder: Path) -> Path | None:
     names = [path.name for path in folder.glob("*.gguf") if path.is_file()]
     if not names or _has_weights(folder):
         return None
+    from gemma_np.gguf import choosing
+
     try:
         name = choosing.chosen(names)
     except LookupError as error:
