@@ -32,7 +32,7 @@ _MODULES = {  # where each public name is
     "InputError": "gemma_np.errors",
     "WeightsError": "gemma_np.errors",
 }
-__all__ = ["__version__", *_MODULES]
+__all__ = [*_MODULES, "__version__"]
 
 # In a clone kernels/ is next to gemma_np/, in an installation inside it.
 _clone = Path(__file__).parent.parent

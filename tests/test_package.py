@@ -102,10 +102,23 @@ def test_the_engine_needs_neither_torch_nor_numba_to_start(tmp_path: Path, small
     assert loaded == "[]"
 
 
-def test_public_names_are_listed_and_exist() -> None:
+def test_the_public_names_are_these_and_exist() -> None:
+    """Whoever adds or takes away a name changes it here too, and says so in CHANGELOG.md."""
     import gemma_np
 
-    assert set(dir(gemma_np)) == set(gemma_np.__all__)
+    assert gemma_np.__all__ == [
+        "CheckpointError",
+        "ConfigError",
+        "EmbeddingGemma",
+        "GemmaError",
+        "GemmaWarning",
+        "HubError",
+        "InputError",
+        "WeightsError",
+        "__version__",
+    ]
+    assert gemma_np.__all__ == sorted(gemma_np.__all__)
+    assert dir(gemma_np) == gemma_np.__all__
     for name in gemma_np.__all__:
         assert getattr(gemma_np, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
