@@ -121,8 +121,11 @@ def expected_steps(ours: EmbeddingGemma, ids: Int32) -> Iterator[tuple[int, str,
         x = seen[f"layers.{i}"]
 
 
-def left_by(fast: Fast, name: str, expected: AnyArray, format: str) -> AnyArray:
-    """An array of the workspace, in the shape of the expected one; `format` of the matrix that reads a and b."""
+def workspace_array(fast: Fast, name: str, expected: AnyArray, format: str) -> AnyArray:
+    """An array that the pass left in its workspace, in the shape of the expected one.
+
+    format  of the matrix that reads `a` or `b`: they hold what it takes, float32 or numbers rounded to int8
+    """
     array = fast._engine.array(name)
     if name == "keys":
         K, T, H = expected.shape
@@ -168,7 +171,7 @@ def test_every_step_of_every_layer_is_model_py_s(
             seen.add((i, step))
             for array, expected in arrays.items():
                 matrix = getattr(ours.weights.layers[i], reader_of(step))
-                found = left_by(ours.fast, array, expected, matrix.format)
+                found = workspace_array(ours.fast, array, expected, matrix.format)
                 error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
                 assert error <= STEP_TOLERANCE[quantization], f"layer {i}, {step}: {array} differs by {error:.1e}"
                 worst, where = max((worst, where), (float(error), f"layer {i}, {step}: {array}"))
@@ -399,7 +402,7 @@ def test_a_step_that_is_wrong_would_be_seen(opened: Callable[..., EmbeddingGemma
         wrong._engine.stop_after(i, step)
         wrong.vectors([ids], [0])
         for array, expected in arrays.items():
-            error = np.linalg.norm(left_by(wrong, array, expected, "f32") - expected) / np.linalg.norm(expected)
+            error = np.linalg.norm(workspace_array(wrong, array, expected, "f32") - expected) / np.linalg.norm(expected)
             if error > STEP_TOLERANCE[None]:
                 parted.append((i, step, array))
     assert parted[0] == (2, "rotated", "q")
