@@ -41,6 +41,25 @@ def test_nothing_is_left_when_it_fails(error: BaseException, tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
+def test_nothing_is_left_of_the_folders_above_when_it_fails(tmp_path: Path) -> None:
+    """Those that were there before stay, empty or not."""
+
+    def fail(path: Path) -> None:
+        with new_folder(path) as folder:
+            assert folder.parent.is_dir()
+            raise OverflowError
+
+    (tmp_path / "before").mkdir()
+    for name in ("a/b", "a/b/c/d", "before/b", "before/b/c"):
+        with pytest.raises(OverflowError):
+            fail(tmp_path / name)
+        assert [path.name for path in tmp_path.rglob("*")] == ["before"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        fail(tmp_path / "file/b/c")
+    assert sorted(os.listdir(tmp_path)) == ["before", "file"]
+
+
 def test_an_empty_folder_is_filled_and_a_full_one_is_kept(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with new_folder(tmp_path / "empty") as folder:

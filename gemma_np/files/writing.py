@@ -17,24 +17,28 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears when all is written: it is filled under a hidden name, and renamed at the end.
 
-    InputError if there is something already; an empty folder may be there. Whatever goes wrong, Ctrl-C and a full disk
-    too, nothing is left. Every OSError about the folder has its name, not the hidden one.
+    InputError if there is something already; an empty folder may be there. Folders above it are made. Whatever goes
+    wrong, Ctrl-C and a full disk too, nothing is left, nor of those. Every OSError about the folder has its name, not
+    the hidden one.
     """
     if not path.name or path.name == "..":
         raise InputError(f"{path} is no name for a new folder; name one that does not exist yet")
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise InputError(f"{path} exists already; name a folder that does not, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = _hidden(path)
-    with _naming(path, hidden):
-        hidden.mkdir()
-        try:
+    hidden, above = _hidden(path), [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _naming(path, hidden):
+            hidden.mkdir()
             yield hidden
             with suppress(FileNotFoundError):
                 path.rmdir()
             hidden.rename(path)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        for parent in above:
+            with suppress(OSError):
+                parent.rmdir()  # it is empty unless the new folder, or somebody else's, is in it
 
 
 @contextmanager
