@@ -7,7 +7,9 @@ from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, 
 
 def add_info(parser: Parser) -> None:
     add_path(parser)
-    parser.add_argument("--check", action="store_true", help="verify the checksums of a quantised folder")
+    parser.add_argument(
+        "--check", action="store_true", help="verify a quantised folder's checksums, print its fingerprint"
+    )
     add_model(parser)
     add_dense(parser)
     add_computing(parser)
