@@ -511,6 +511,19 @@ def test_output_that_cannot_be_written_is_named(run: Run, small: Path, tmp_path:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("command", [["embed", "a"], ["export-gguf"]])
+@pytest.mark.parametrize("name", ["x/", "x/.", "..", ""])
+def test_a_folder_is_no_name_for_a_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], name: str
+) -> None:
+    """`-o x/` wrote a file named x."""
+    monkeypatch.chdir(tmp_path)
+    done = run(*command, "-m", "/no/model", "-o", name)
+    assert (done.status, done.out) == (2, b"")
+    assert f"argument -o/--output: {name!r} names a folder, expected a file; see gemma-np {command[0]}" in done.err
+    assert os.listdir(tmp_path) == []
+
+
 def test_input_that_cannot_be_read_is_named_before_the_model_is_loaded(run: Run, tmp_path: Path) -> None:
     for command in (["embed"], ["rank", "query"]):
         for file, why in ((tmp_path / "no", "No such file or directory"), (tmp_path, "Is a directory")):

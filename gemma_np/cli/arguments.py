@@ -1,6 +1,7 @@
 """What commands share: the parser, and the arguments that name a model and say how it runs."""
 
 import argparse
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,13 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a positive integer")
     return int(text)
+
+
+def file_name(text: str) -> str:
+    """The type of an option that names a file to write. `x/` names a folder, and a path would lose its slash."""
+    if os.path.basename(text) in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} names a folder, expected a file")
+    return text
 
 
 def add_model(parser: Parser) -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_np.cli.arguments import QUANTIZATIONS, Parser, add_dense, add_model, add_path, located
+from gemma_np.cli.arguments import QUANTIZATIONS, Parser, add_dense, add_model, add_path, file_name, located
 from gemma_np.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def converted(arguments: argparse.Namespace, format: str) -> "tuple[Source, Path
 
 def add_export_gguf(parser: Parser) -> None:
     add_path(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="written when all is done")
+    parser.add_argument(
+        "-o", "--output", type=file_name, metavar="FILE", required=True, help="written when all is done"
+    )
     parser.add_argument("--format", choices=GGUF_FORMATS, help="of the matrices; default: as they are")
     add_model(parser)
     add_dense(parser)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, at_least_one, loaded
+from gemma_np.cli.arguments import Parser, add_computing, add_dense, add_model, at_least_one, file_name, loaded
 from gemma_np.cli.texts import add_texts, placed, texts_of
 from gemma_np.errors import InputError
 
@@ -11,7 +11,9 @@ FORMATS = ("json", "jsonl", "npy", "csv", "base64")  # as writers.WRITERS, which
 
 def add_embed(parser: Parser) -> None:
     add_texts(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="written when all is done; default: stdout")
+    parser.add_argument(
+        "-o", "--output", type=file_name, metavar="FILE", help="written when all is done; default: stdout"
+    )
     parser.add_argument("--format", choices=FORMATS, default="json", help="default: json, a list of lists")
     parser.add_argument("--prompt-name", metavar="NAME", help="the task: query, document, retrieval_query, ...")
     parser.add_argument("--title", help="the documents' title (implies --prompt-name document)")
