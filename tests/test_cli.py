@@ -402,6 +402,23 @@ def test_a_full_disk_is_one_line_for_every_command(process: Any, small: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["embed", "--help"]])
+def test_help_that_cannot_be_written_is_one_line(process: Any, words: list[str]) -> None:
+    for unbuffered in ("", "1"):
+        running = process(*words, shell=">/dev/full", env={"PYTHONUNBUFFERED": unbuffered})
+        _, err = running.communicate()
+        assert (running.returncode, err) == (1, b"gemma-np: error: stdout: No space left on device\n")
+
+
+def test_help_without_a_reader_is_no_error(process: Any) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    running = process("embed", "--help", stdout=writer)
+    os.close(writer)
+    assert (running.communicate()[1], running.returncode) == (b"", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_full_disks_on_both_sides_are_a_status(process: Any, small: Path) -> None:
     running = process("similarity", "-m", small, "a", "b", shell=">/dev/full 2>/dev/full")
     assert running.communicate() == (b"", b"")

@@ -5,7 +5,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from gemma_np.errors import InputError
 
@@ -28,6 +28,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SystemExit(failed(f"{message}; see {self.prog} --help", 2))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """How argparse prints --help and --version. Its own ignores that they cannot be written."""
+        print(message, end="", file=file, flush=True)
 
 
 def at_least_one(text: str) -> int:

@@ -104,10 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
-    arguments = parsed(argv)
     if threading.current_thread() is threading.main_thread():
         catch_signals()
-    return finished(arguments)
+    return finished(argv)
 
 
 def catch_signals() -> None:
@@ -124,9 +123,12 @@ def catch_signals() -> None:
             signal.signal(number, stop)
 
 
-def finished(arguments: argparse.Namespace) -> int:
-    """Run the command; whatever goes wrong is one line and a status."""
+def finished(argv: list[str] | None) -> int:
+    """Run the command, or print its help; whatever goes wrong is one line and a status."""
+    command = "gemma-np"
     try:
+        arguments = parsed(argv)
+        command += f" {arguments.command}"
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
@@ -139,7 +141,7 @@ def finished(arguments: argparse.Namespace) -> int:
     except GemmaError as error:
         return failed(error, 1)
     except OSError as error:
-        return failed(where_and_why(error, arguments.command), 1)
+        return failed(where_and_why(error, command), 1)
     except MemoryError:
         return failed("there is not enough memory", 1)
     finally:
@@ -151,7 +153,7 @@ def where_and_why(error: OSError, command: str) -> str:
     """What went wrong, and where. Files that commands write have their names in the error; stdout alone has none."""
     where = error.filename
     if where is None:
-        where = "stdout" if error.errno in FULL else f"gemma-np {command}"
+        where = "stdout" if error.errno in FULL else command
     where = os.fsdecode(where) if isinstance(where, bytes) else where
     return f"{where}: {error.strerror or str(error) or type(error).__name__}"
 
