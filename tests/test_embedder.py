@@ -214,28 +214,34 @@ def test_a_prompt_that_stands_there_already_is_warned_of(model: EmbeddingGemma) 
 # ---- length ------------------------------------------------------------------------------------------------------
 
 
+def registries() -> dict[str, int]:
+    """How many texts of warnings Python keeps, by the module that they are blamed on."""
+    kept = {name: vars(module).get("__warningregistry__", {}) for name, module in list(sys.modules.items())}
+    return {name: len(registry) for name, registry in kept.items() if registry}
+
+
 def test_a_warning_points_at_the_callers_line_once_and_grows_nothing(model: EmbeddingGemma) -> None:
     """Python keeps each text of a warning for each line: 400 calls with numbers in it left 401 of them."""
     long = ["word " * 3000, "task: search result | query: red"]
     model.max_seq_length = 64
-    registry = globals().setdefault("__warningregistry__", {})
     try:
         with warnings.catch_warnings(record=True) as record:
             warnings.resetwarnings()
             warnings.simplefilter("default")
+            kept = []
             for i in range(20):
                 line = sys._getframe().f_lineno + 1
-                model.encode_query(long + ["more"] * i, batch_size=1)
-            after = len(registry)
+                model.encode_query(["more"] * i + long, batch_size=1)
+                kept.append(registries())
             for _ in model.stream(long):
                 pass
+        assert kept[0] == kept[-1], "each call left a text"
         assert {warning.filename for warning in record} == {__file__}
         assert [warning.lineno for warning in record[:2]] == [line, line]
         assert len(record) == 3  # two kinds in the first call, one in the stream, which has no prompt
-        assert after <= 3  # and Python's own version number
     finally:
         model.max_seq_length = 2048
-        registry.clear()
+        globals().get("__warningregistry__", {}).clear()
 
 
 def test_texts_that_are_too_long_are_cut_with_one_warning(model: EmbeddingGemma) -> None:
