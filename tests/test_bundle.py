@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_quantize import error_bound
 
 from gemma_np import CheckpointError, EmbeddingGemma, GemmaError, InputError, WeightsError
 from gemma_np.checkpoint.bundle import bundle_tensors, damaged_files, file_layout, matrix_shapes, vector_shapes
@@ -88,10 +89,10 @@ def test_every_value_is_the_checkpoint_s_rounded(bundle: Path, quantization: str
 
 
 def close(found: Any, w: Any, format: str) -> None:
-    """Within the formats' bounds, see quantize.encode_q8_0 and encode_q4_0."""
-    largest = np.abs(w.reshape(len(w), -1, 32)).max(axis=-1, keepdims=True)
-    bound = largest * (0.0045 if format == "q8_0" else 1.004 / 8) + 1e-7
-    assert (np.abs(found - w).reshape(len(w), -1, 32) <= bound).all()
+    """Within the formats' bounds."""
+    groups = w.reshape(-1, 32)
+    bound = np.apply_along_axis(error_bound, -1, groups, format)
+    assert (np.abs(found.reshape(-1, 32).astype(np.float64) - groups) <= bound).all()
 
 
 def test_matrices_are_mapped_and_start_where_vectors_want_them(bundle: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bounds import FLOAT32
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
@@ -130,7 +131,8 @@ def test_memory_does_not_grow_with_the_number_of_texts(model: EmbeddingGemma) ->
 
     peak(64)  # what is made once
     few, many = peak(64), peak(1024)
-    assert many < few * 1.1 + 50_000, f"64 texts: {few}, 1024 texts: {many} bytes"
+    kept = 960 * model.full_dim * 4  # the bytes of 960 vectors more, if somebody held them
+    assert many - few < kept / 2, f"64 texts: {few}, 1024 texts: {many} bytes"
 
 
 def test_many_threads_may_call_at_once(model: EmbeddingGemma) -> None:
@@ -153,7 +155,7 @@ def test_a_prompt_is_put_in_front(model: EmbeddingGemma) -> None:
         model.encode("red", "query"),
     ):
         np.testing.assert_array_equal(vector, expected)
-    assert np.abs(model.encode("red") - expected).max() > 1e-3
+    assert np.abs(model.encode("red") - expected).max() > 1000 * FLOAT32  # another text's, not rounding
 
 
 def test_documents_have_their_own_prompt_and_may_have_titles(model: EmbeddingGemma) -> None:
@@ -382,7 +384,7 @@ def test_a_model_without_normalize_gives_vectors_as_they_are(writable: Path) -> 
     (writable / "modules.json").write_text(json.dumps(modules[:-1]))
     model = EmbeddingGemma(writable)
     vector = model.encode("a cat")
-    assert abs(np.linalg.norm(vector) - 1) > 1e-3
+    assert abs(np.linalg.norm(vector) - 1) > 1000 * FLOAT32  # its own length, not rounding
     np.testing.assert_array_equal(model.encode("a cat", truncate_dim=16), vector[:16])
     # The length is a float32 sum of 64 squares: sqrt(64) * 2^-24, 5e-7, where errors are random.
     np.testing.assert_allclose(np.linalg.norm(model.encode("a cat", normalize_embeddings=True)), 1, rtol=1e-6)
@@ -435,7 +437,9 @@ def test_excluding_the_prompt_leaves_its_tokens_out_of_the_mean(writable: Path) 
 
     ids, _ = model.prepare(["red"], prompt)
     embed(ids[0], model.weights, model.config, model.modules, skip, lambda name, array: pooled.update({name: array}))
-    np.testing.assert_allclose(pooled["1_Pooling"], tokens[skip:].mean(axis=0), rtol=1e-5, atol=1e-5)  # kernels, NumPy
+    # The one is NumPy's, the other the kernels'; a unit vector's rounding, times the length of this one.
+    atol = 2 * FLOAT32 * np.linalg.norm(pooled["1_Pooling"])
+    np.testing.assert_allclose(pooled["1_Pooling"], tokens[skip:].mean(axis=0), rtol=0, atol=atol)
     np.testing.assert_array_equal(model.encode_query("red"), model.embed_ids(ids, skip)[0])
     np.testing.assert_array_equal(model.encode(prompt + "red"), model.embed_ids(ids, 0)[0])  # no prompt to exclude
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bounds import FLOAT32, SAME_COSINE
 from layer_diff import our_steps
 from make_goldens import weights_sha256
 from zoo import TEXTS, ZOO
@@ -14,8 +15,8 @@ from gemma_np import EmbeddingGemma
 
 GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent / "goldens.json").read_text())
 
-# Two float32 engines, each within 2e-6 of the truth on well-behaved weights. With the outliers of the real model the
-# rounding of both is larger; test_parity.py measures it against float64 on every text, here a fixed bound must do.
+# Two float32 engines. With the outliers of the real model the rounding of each is up to 6e-5: test_parity.py measures
+# it against float64 on every text, here a fixed bound must do.
 TOLERANCE = {"realistic_weights": 1e-4, "bfloat16": 1e-4}
 
 
@@ -32,8 +33,8 @@ def test_vectors_and_ids_are_those_of_sentence_transformers(name: str, nano_floa
         size = np.linalg.norm(expected)
         error = np.abs(ours - expected) / size
         where = f"{row['text'][:40]!r}, entry {error.argmax()}: {error.max():.1e}"
-        assert error.max() <= TOLERANCE.get(name, 4e-6), where
-        assert ours @ expected / np.linalg.norm(ours) / size >= 0.99999, where
+        assert error.max() <= TOLERANCE.get(name, 2 * FLOAT32), where
+        assert ours @ expected / np.linalg.norm(ours) / size >= SAME_COSINE, where
 
 
 def test_the_zoo_and_the_goldens_have_the_same_animals() -> None:

@@ -34,6 +34,7 @@ ARM = os.environ.get("GEMMA_NP_TEST_ARM")
 HERE = ["python"] if EMULATED else ["neon"] if ARM else [column.name for column in COLUMNS if not lacking(column)]
 U = 2.0**-24  # half a unit in the last place, relative
 TINY = 2.0**-148  # what a result in the denormal range may lose on top
+NOTHING = math.exp(-87)  # what exp gives as 0, at most: 1.6e-38
 SIZES = (32, 96, 160) if EMULATED else (32, 64, 96, 160, 768, 1152)  # of rows: multiples of 32, not all of 64
 QUANTISED = FORMATS[1:]
 MAX_TILE = 16  # rows, at most
@@ -252,7 +253,8 @@ def test_epsilon_counts_where_the_mean_square_is_as_small(kernels: Kernels) -> N
     x, weight, out = np.full(64, 1e-3, np.float32), np.ones(64, np.float32), kernels.room(64)
     for eps in (1e-6, 1e-3):
         kernels.norm_row(x, 64, weight, eps, out, 0)
-        close(out, np.full(64, 1e-3 / math.sqrt(1e-6 + eps)), 1e-6, eps)
+        expected = np.full(64, 1e-3 / math.sqrt(1e-6 + eps))
+        close(out, expected, (norm_error(64) + 2 * U) * expected, eps)
 
 
 def test_add_norm_row(kernels: Kernels, rng: np.random.Generator) -> None:
@@ -264,7 +266,7 @@ def test_add_norm_row(kernels: Kernels, rng: np.random.Generator) -> None:
             expected = reference.add_norm_row(before, h, weight, 1e-6)
             normed = np.abs(expected - before)
             bound = (norm_error(n) + 2 * U) * normed + U * np.abs(expected) + TINY
-            close(x, expected, bound * (1 + 1e-6), f"{n} {kind}")
+            close(x, expected, bound * (1 + n * U), f"{n} {kind}")  # errors of errors
 
 
 def test_norm_and_rope(kernels: Kernels, rng: np.random.Generator) -> None:
@@ -636,8 +638,8 @@ def test_mask_row(kernels: Kernels, rng: np.random.Generator) -> None:
 
 
 def test_softmax_step(kernels: Kernels, rng: np.random.Generator) -> None:
-    """score - maximum is off by U of itself, and so is e^ of it, relatively; exp's own 4 U, and for the total 8 sums.
-    Below -87 exp is 0."""
+    """score - maximum is off by U of itself, and so is e^ of it, relatively; exp's own 4 U, and for the total 8 sums, a
+    product and one sum more. Below -87 exp is 0: NOTHING is lost."""
     cases = [
         (rng.standard_normal(64, dtype=np.float32) * np.float32(scale), m)
         for scale in (0, 1, 30, 1e4)
@@ -649,9 +651,9 @@ def test_softmax_step(kernels: Kernels, rng: np.random.Generator) -> None:
         kernels.softmax_step(scores, state[0], state[1], state[2])
         weights, now, total, factor = reference.softmax_step(before, maximum, 2.5)
         distance = np.minimum(now - before.astype(np.float64), 100)
-        close(scores, weights, weights * U * (distance + 4) + 2e-38, maximum)
+        close(scores, weights, weights * U * (distance + 4) + NOTHING, maximum)
         assert state[0, 0] == np.float32(now)
-        close(state[2, :1], np.array([factor]), factor * U * (min(now - maximum, 100) + 4) + 2e-38, "factor")
+        close(state[2, :1], np.array([factor]), factor * U * (min(now - maximum, 100) + 4) + NOTHING, "factor")
         close(state[1, :1], np.array([total]), total * U * (100 + 4 + 10), "total")
 
 
@@ -678,12 +680,13 @@ def attended(
 def attention_bound(q: AnyArray, k: AnyArray, v: AnyArray, radius: int) -> AnyArray:
     """Scores are sums of H products; an error of theirs is the relative error of e^score, above and below the line.
     So are U |score - maximum| (at most 100: beyond that the weight is nothing), the 4 U of exp and, for each 64 keys,
-    those of a factor; then come T products and sums. All of it is of the size of the mean of |v|."""
+    those of a factor; then come T products and sums. All of it is of the size of the mean of |v|. Of each key exp may
+    lose NOTHING, too."""
     T, _, H = q.shape
     size = np.einsum("tgh,sh->tgs", np.abs(q).astype(np.float64), np.abs(k)).max(axis=-1)  # [T, G]
     relative = 2 * (sum_bound(2 * H, size) + (100 + 4 + 110 * (T // 64 + 1)) * U) + (2 * T + 4) * U
     mean = reference.attend(q, k, np.abs(v), radius).reshape(T, q.shape[1], H)
-    return (relative[..., None] * mean).reshape(T, -1) + 1e-30
+    return (relative[..., None] * mean).reshape(T, -1) + T * NOTHING * float(np.abs(v).max())
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 def test_bfloat16_is_rounded_to_the_nearest_and_ties_to_even() -> None:
     values = np.float32([1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-9, 0, -0.0, 3e38])
     expected = [1, 1, 1 + 4 * 2**-8, 1 + 2**-7, -1, 0, -0.0, 3e38]
-    np.testing.assert_allclose(to_float32(stored(values, "bfloat16")), expected, rtol=2**-9)
+    # 3e38 is no bfloat16: these have 8 bits, so the nearest is off by 2^-8 at most.
+    np.testing.assert_allclose(to_float32(stored(values, "bfloat16")), expected, rtol=2**-8)
     np.testing.assert_array_equal(to_float32(stored(values[:7], "bfloat16")), np.float32(expected[:7]))
 
 
@@ -83,11 +84,12 @@ def test_the_tokenizer_is_small_and_loses_no_text(small: Path) -> None:
 
 def test_other_dtypes_hold_the_same_weights_rounded(tmp_path: Path) -> None:
     exact = load_file(make_checkpoint(tmp_path / "float32") / "model.safetensors")
-    for dtype, error in (("float16", 2**-11), ("bfloat16", 2**-8)):
+    for dtype, error in (("float16", 2**-11), ("bfloat16", 2**-8)):  # half of the last of 11 and of 8 bits
         model = EmbeddingGemma(make_checkpoint(tmp_path / dtype, dtype=dtype))
         ours = model.weights.layers[2].up_proj
         ours = ours.dequantize() if isinstance(ours, Packed) else ours
-        np.testing.assert_allclose(ours, exact["layers.2.mlp.up_proj.weight"], rtol=error, atol=1e-7)
+        # below 2^-14 float16 has steps of 2^-24
+        np.testing.assert_allclose(ours, exact["layers.2.mlp.up_proj.weight"], rtol=error, atol=2**-25)
 
 
 @pytest.mark.parametrize(("format", "weights"), [("q4_0", "plain"), ("q4_0", "realistic"), ("q8_0", "realistic")])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bounds import FLOAT32, ROUNDED_COSINE
 from reference_float64 import Reference
 
 from gemma_np import EmbeddingGemma, hub
@@ -187,12 +188,14 @@ def test_it_ranks_sensibly(nano: EmbeddingGemma, ranking: tuple[str, ...]) -> No
     assert scores.argmax() == 0, scores
 
 
-@pytest.mark.parametrize("dim", [256, 128, 64])
-def test_cut_vectors_keep_the_order_of_similarities(nano: EmbeddingGemma, dim: int) -> None:
+@pytest.mark.parametrize(("dim", "least"), [(256, 0.99), (128, 0.95), (64, 0.85)])
+def test_cut_vectors_keep_the_order_of_similarities(nano: EmbeddingGemma, dim: int, least: float) -> None:
+    """nano's correlations are 1.000 (its width is 256), 0.989 and 0.932; random vectors' would be 0.82, 0.58, 0.41: the
+    root of what is kept."""
     texts = [text for ranking in RANKINGS for text in ranking]
     whole, cut = nano.encode(texts), nano.encode(texts, truncate_dim=dim)
     upper = np.triu_indices(len(texts), 1)
-    assert np.corrcoef((whole @ whole.T)[upper], (cut @ cut.T)[upper])[0, 1] > {256: 0.95, 128: 0.9, 64: 0.8}[dim]
+    assert np.corrcoef((whole @ whole.T)[upper], (cut @ cut.T)[upper])[0, 1] > least
 
 
 @pytest.mark.parametrize("tokens", [2, 63, 64, 65, 66, 127, 128, 129, 130, 255, 511, 512])
@@ -202,8 +205,8 @@ def test_the_engine_computes_it_exactly(nano: EmbeddingGemma, nano_float: Path, 
     rng = np.random.default_rng(tokens)
     ids = np.concatenate([[2], rng.integers(261, nano.config.V, tokens - 2), [1]]).astype(np.int32)
     truth = Reference(nano_float).embed(ids.tolist(), 0)
-    np.testing.assert_allclose(EmbeddingGemma(nano_float).embed_ids([ids])[0], truth, atol=2e-6)
-    assert nano.embed_ids([ids])[0] @ truth >= 0.9995
+    np.testing.assert_allclose(EmbeddingGemma(nano_float).embed_ids([ids])[0], truth, atol=FLOAT32)
+    assert nano.embed_ids([ids])[0] @ truth >= ROUNDED_COSINE
 
 
 def test_it_is_shipped_as_int8_with_checksums() -> None:

@@ -12,6 +12,10 @@ from gemma_np.similarity import similarity, similarity_pairwise
 rng = np.random.default_rng(0)
 A, B = rng.standard_normal((4, 6), dtype=np.float32), rng.standard_normal((3, 6), dtype=np.float32)
 
+# A product or difference, a sum of 6, and a root or quotient: at most 9 roundings of 2^-24 of what is added up, 6 terms
+# of 4 at most.
+ATOL = 9 * 2**-24 * 24
+
 PLAIN: dict[str, Callable[[list[float], list[float]], float]] = {
     "cosine": lambda x, y: sum(a * b for a, b in zip(x, y, strict=True)) / math.hypot(*x) / math.hypot(*y),
     "dot": lambda x, y: sum(a * b for a, b in zip(x, y, strict=True)),
@@ -25,10 +29,8 @@ def test_every_pair_and_pair_by_pair(name: str) -> None:
     expected = [[PLAIN[name](a, b) for b in B.tolist()] for a in A.tolist()]
     ours = similarity(name, A, B)
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)  # 6 terms of a few units each
-    np.testing.assert_allclose(
-        similarity_pairwise(name, A[:3], B), np.diag(np.array(expected)[:3]), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(similarity_pairwise(name, A[:3], B), np.diag(np.array(expected)[:3]), rtol=0, atol=ATOL)
 
 
 def test_lists_integers_single_vectors_and_no_vectors_are_welcome() -> None:
@@ -51,7 +53,7 @@ def test_sentence_transformers_agrees(name: str, sentence_transformers: object) 
     from sentence_transformers import SimilarityFunction
 
     theirs = SimilarityFunction.to_similarity_fn(name)(A, B).numpy()
-    np.testing.assert_allclose(similarity(name, A, B), theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(similarity(name, A, B), theirs, rtol=0, atol=2 * ATOL)  # theirs is float32 too
 
 
 @pytest.mark.parametrize("vectors", [np.float32(3), None, [], np.zeros((2, 2, 2)), "text", [["a"]]])

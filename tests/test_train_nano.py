@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from bounds import SAME_COSINE
 
 from gemma_np import EmbeddingGemma
 
@@ -120,7 +121,7 @@ def test_the_result_is_a_checkpoint_that_both_engines_load(trained: Path, senten
     texts = ["", "the red planet", "a cat sleeps under the old tree near the river and sees a dog", "猫 🐈 ñandú"]
     ours = EmbeddingGemma(trained / "out").encode(texts, prompt_name="STS")
     cosines = (ours * theirs.encode(texts, prompt_name="STS")).sum(1)
-    assert cosines.min() > 0.99999
+    assert cosines.min() >= SAME_COSINE
 
 
 def test_stopped_and_gone_on_it_learns_the_same(trained: Path, data: Path, config: Path, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_stopped_and_gone_on_it_learns_the_same(trained: Path, data: Path, confi
     assert 1 <= starts[1] < 3, "it was to go on in the middle"
     whole, parts = ({row["at"]: row["loss"] for row in log(folder) if "loss" in row} for folder in (trained, tmp_path))
     assert whole.keys() == parts.keys()
-    for at, loss in whole.items():  # sums in bfloat16 come in another order each time
+    for at, loss in whole.items():  # sums in bfloat16, off by 2^-8 each, come in another order each time, and add up
         assert parts[at] == pytest.approx(loss, rel=0.05), at
 
 
@@ -154,10 +155,9 @@ def test_an_exported_model_goes_through_the_last_stage(data: Path, config: Path,
     """It finds the rotation that the model was trained with, so it begins where the model stood."""
     finish(command(data, config, tmp_path / "out", tmp_path / "work", "--start", str(trained / "out")))
     assert [row["round"] for row in log(tmp_path) if "versions" in row] == [2]
-    before, after = ([row for row in log(folder) if "validation" in row] for folder in (trained, tmp_path))
-    assert len(after) == 1
-    scores = [rows[-1]["validation"]["english"]["64"] for rows in (before, after)]
-    assert scores[1] > scores[0] - 0.02
+    assert sum("validation" in row for row in log(tmp_path)) == 1
+    losses = [[row["loss"] for row in log(folder) if "loss" in row and row["at"] > 2] for folder in (trained, tmp_path)]
+    assert losses[1][0] < losses[0][0], "it began as the last stage did the first time, or worse"
     assert EmbeddingGemma(tmp_path / "out").encode("red").shape == (64,)
 
 
