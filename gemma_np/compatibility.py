@@ -55,7 +55,15 @@ class ModelCard(SimpleNamespace):
         self.eval_results_dict[evaluator] = dict(metrics)
 
 
-class Compatibility(Pipeline):
+class Interface(type):
+    """A type that says whose interface it has. BERTopic and KeyBERT look for this name in `str(type(model))`: without
+    it they load another model, without a word; with it they refuse ours, and the adaptor is what to give them."""
+
+    def __repr__(cls) -> str:
+        return f"<class '{cls.__module__}.{cls.__qualname__}', with the interface of sentence_transformers>"
+
+
+class Compatibility(Pipeline, metaclass=Interface):
     """The names that EmbeddingGemma has for programs written for sentence-transformers."""
 
     SUPPORTED_SIMILARITY_FN_NAMES = SIMILARITIES

@@ -23,6 +23,7 @@ STOREYS = (
     "batches outcomes output similarity keywords tensors pretrained pipeline splitting",
     "compatibility",
     "embedder",
+    "integrations",
     "cli",
 )
 STOREY = {room: i for i, rooms in enumerate(STOREYS) for room in rooms.split()}
