@@ -89,4 +89,4 @@ def made_weights(format: str) -> Weights:
             formats[name] = "f32" if name == EMBED else format
     loader = Loader(tensors, formats, packed=True)  # type: ignore[arg-type]  # as far as it is asked, a Made is a Tensor
     layers = tuple(loader.layer(CONFIG, i) for i in range(len(CONFIG.layers)))
-    return Weights(loader.table(), layers, loader.norm("norm.weight"), loader.heads(MODULES))
+    return Weights(tensors[EMBED], layers, loader.norm("norm.weight"), loader.heads(MODULES))
