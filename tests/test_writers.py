@@ -14,6 +14,13 @@ import pytest
 from gemma_np.arrays import Float32
 from gemma_np.cli import writers
 from gemma_np.errors import GemmaError
+from gemma_np.outcomes import Outcomes
+
+
+def batch(texts: list[str], vectors: Float32) -> writers.Batch:
+    """Of texts with which nothing is wrong."""
+    n = len(texts)
+    return writers.Batch(texts, vectors, [1] * n, [False] * n, [None] * n)
 
 
 def corner_cases() -> Float32:
@@ -38,26 +45,30 @@ def test_vectors_are_written_while_texts_stream_in(format: str, tmp_path: Path) 
 
     with open(tmp_path / "out", "wb") as file:
 
-        def batches() -> Iterator[tuple[list[str], Float32]]:
+        def batches() -> Iterator[writers.Batch]:
             for _ in range(4):
                 written.append((tmp_path / "out").stat().st_size)
-                yield ["a", "b"], np.ones((2, 3), np.float32)
+                yield batch(["a", "b"], np.ones((2, 3), np.float32))
 
-        writers.WRITERS[format](file, batches(), 3)
+        writers.WRITERS[format](file, batches(), writers.About(3, "f"))
     assert written == sorted(set(written))
 
 
 def test_texts_are_forgotten_when_their_vectors_are_there() -> None:
     """Otherwise a long run would keep all its texts in memory, whatever the format."""
-    kept = writers.Remembered(f"text {i}" for i in range(1000))
+    kept, outcomes = writers.Remembered(f"text {i}" for i in range(1000)), Outcomes()
 
     def encode() -> Iterator[Float32]:
         numbers = iter(kept)
         for first, second in zip(numbers, numbers, strict=True):
+            outcomes.add([int(first[5:]), int(second[5:])], 500, {})
             yield np.array([[int(first[5:])], [int(second[5:])]], np.float32)
 
-    for texts, vectors in kept.paired_with(encode()):
+    for texts, vectors, tokens, truncated, errors in kept.paired_with(encode(), outcomes):
         assert texts == [f"text {int(n)}" for n in vectors[:, 0]]
+        assert tokens == vectors[:, 0].tolist()
+        assert truncated == (vectors[:, 0] > 500).tolist()
+        assert errors == [None, None]
         assert not kept.waiting
 
 
@@ -76,13 +87,14 @@ def test_npy_is_what_numpy_saves(rows: int, tmp_path: Path) -> None:
     vectors = np.random.default_rng(rows).standard_normal((rows, 5), np.float32)
     expected = io.BytesIO()
     np.save(expected, vectors)
-    batches = [([""] * len(part), part) for part in np.split(vectors, range(7, rows, 7))]
+    batches = [batch([""] * len(part), part) for part in np.split(vectors, range(7, rows, 7))]
+    about = writers.About(5, "")
     with writers.destination(str(tmp_path / "out.npy")) as file:
-        writers.write_npy(file, iter(batches), 5)
+        writers.write_npy(file, iter(batches), about)
     assert (tmp_path / "out.npy").read_bytes() == expected.getvalue()
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy", mmap_mode="r"), vectors)
     pipe = Pipe()
-    writers.write_npy(pipe, iter(batches), 5)
+    writers.write_npy(pipe, iter(batches), about)
     assert pipe.getvalue() == expected.getvalue()
 
 
@@ -97,7 +109,7 @@ def test_the_header_of_npy_has_room_for_any_number_of_rows() -> None:
 def test_npy_in_a_file_needs_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", None)
     with writers.destination(str(tmp_path / "out.npy")) as file:
-        writers.write_npy(file, [(["a"], np.float32([[1, 2]]))], 2)
+        writers.write_npy(file, [batch(["a"], np.float32([[1, 2]]))], writers.About(2, ""))
         (only,) = tmp_path.iterdir()
         assert only.stat().st_size == 128 + 8  # nothing waits elsewhere
     assert np.load(tmp_path / "out.npy").tolist() == [[1, 2]]
@@ -111,7 +123,7 @@ def test_a_full_temporary_folder_is_named(rows: int, monkeypatch: pytest.MonkeyP
     pipe = Pipe()
     said = r"^/the/temporary/folder: No space left on device; .* with -o FILE, or name another folder in TMPDIR$"
     with pytest.raises(GemmaError, match=said):
-        writers.write_npy(pipe, [([""] * rows, np.zeros((rows, 2), np.float32))], 2)
+        writers.write_npy(pipe, [batch([""] * rows, np.zeros((rows, 2), np.float32))], writers.About(2, ""))
     assert pipe.getvalue() == b""
 
 
@@ -122,13 +134,13 @@ def test_a_temporary_folder_that_is_not_there_is_said(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tempfile, "TemporaryFile", no_folder)
     monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(GemmaError, match=r"^the temporary folder: No usable temporary directory found in \['/tmp'\]; "):
-        writers.write_npy(Pipe(), [], 2)
+        writers.write_npy(Pipe(), [], writers.About(2, ""))
 
 
 def test_json_lines_hold_any_text() -> None:
     texts = ['"', "\\", "\n", "\u2028", "\0", "日本 🪐", ""]
     file = io.BytesIO()
-    writers.write_jsonl(file, [(texts, np.zeros((len(texts), 1), np.float32))], 1)
+    writers.write_jsonl(file, [batch(texts, np.zeros((len(texts), 1), np.float32))], writers.About(1, "f"))
     lines = file.getvalue().decode().split("\n")[:-1]
     assert [json.loads(line)["text"] for line in lines] == texts
     assert "日本" in file.getvalue().decode()
