@@ -160,6 +160,17 @@ def two_models(result: Result) -> str:
     )
 
 
+def sharing(result: Result) -> str:
+    """Each model's row: the sum for one process, for two, and so on, and what the last one added."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["model"], {}).setdefault(row["processes"], []).append(row["pss_mb"])
+    most = max(row["processes"] for row in result["rows"])
+    rows = [[model, *(f"{median(sums[i]):.0f}" for i in range(1, most + 1))] for model, sums in found.items()]
+    head = ["PSS of all, MB", "1 process", *(f"{i} processes" for i in range(2, most + 1))]
+    return caption("sharing", result, "Medians of the rounds") + "\n\n" + markdown(head, rows)
+
+
 def quality(result: Result) -> str:
     rows = [
         [row["model"], str(row["dim"]), row["precision"], *(f"{row['scores'][task]:.3f}" for task in TASKS)]
@@ -195,6 +206,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "numpy": numpy,
     "endurance": endurance,
     "two_models": two_models,
+    "sharing": sharing,
     "import": imports,
     "quality": quality,
     "quality_weights": quality_weights,

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import pickle
 import re
 import subprocess
@@ -79,6 +80,19 @@ def test_llama_index(model: EmbeddingGemma, query: Any, documents: Any) -> None:
     again = GemmaEmbedding.from_dict(GemmaEmbedding("nano", dim=64, options={"threads": 1}).to_dict())
     assert (again.dim, again.options, len(again.get_query_embedding(QUERY))) == (64, {"threads": 1}, 64)
     assert GemmaEmbedding(model).get_query_embedding(QUERY) == query
+
+
+def test_an_open_models_settings_are_kept(tmp_path: Path) -> None:
+    """A copy elsewhere is the same model, not the folder's with other prompts, sizes or formats."""
+    from gemma_np.integrations.opened import opened
+
+    model = EmbeddingGemma("nano", prompts={"query": "q: "}, truncate_dim=64)
+    model.max_seq_length = 7
+    same, name, options = opened(model, {})
+    assert (same, name) == (model, "nano")
+    again = EmbeddingGemma(name, **json.loads(json.dumps(options)))
+    assert again.encode_query(QUERY * 9).tolist() == model.encode_query(QUERY * 9).tolist()
+    assert opened("nano", {"threads": 1})[1:] == ("nano", {"threads": 1})
 
 
 def test_haystack(model: EmbeddingGemma, query: Any, documents: Any) -> None:
@@ -165,7 +179,7 @@ def test_semantic_router(model: EmbeddingGemma) -> None:
 
     from gemma_np.integrations.semantic_router import GemmaEncoder
 
-    encoder = GemmaEncoder(model="nano", score_threshold=0.2)
+    encoder = GemmaEncoder(model="nano")
     expected = model.encode(TEXTS, "semantic_similarity").tolist()
     assert encoder(TEXTS) == expected
     assert asyncio.run(encoder.acall(TEXTS)) == expected
@@ -219,6 +233,13 @@ def test_mteb(model: EmbeddingGemma, sts: Any, tmp_path: Path) -> None:
     assert -1 <= result.task_results[0].get_score() <= 1
     (folder,) = (path for path in tmp_path.rglob("gemma_np__nano*") if path.is_dir())
     assert list(folder.rglob("*.json"))
+    # another model of this name, another prompt or size has results of its own
+    other = GemmaNp(EmbeddingGemma("nano", prompts={"STS": "other: "}))
+    each = [encoder, GemmaNp("nano"), other, GemmaNp("nano", embed_dim=128)]
+    kept = [(one.mteb_model_meta.name, one.mteb_model_meta.revision) for one in each]
+    assert kept[0] == kept[1]
+    assert len(set(kept)) == 3
+    assert {name for name, _ in kept} == {"gemma_np/nano"}
 
 
 def test_mtebs_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +250,13 @@ def test_mtebs_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no task STSBenchmrk" in capsys.readouterr().err
     assert main(["run", "-m", "nano", "-t", "STSBenchmark", "--dim", "100"]) == 2
     assert "--dim 100: nano was trained for 384, 256, 128, 64" in capsys.readouterr().err
+    assert main(["run", "-m", "nano"]) == 2
+    assert "no tasks; name some" in capsys.readouterr().err
+    assert main(["run", "-m", "nano", "-b", "NoSuchBenchmark"]) == 2
+    assert "there is no benchmark NoSuchBenchmark" in capsys.readouterr().err
+    assert main(["run", "-m", "/no/such/folder", "-t", "STSBenchmark"]) in (1, 2)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert _replaced(["run", "-mnano"], "gemma_np/nano") == ["run", "-m", "gemma_np/nano"]
     words = ["run", "--model=nano", "-t", "STSBenchmark", "--dim", "128", "--quantization=q8_0", "-v", "1"]
     assert _replaced(words, "gemma_np/nano") == ["run", "-m", "gemma_np/nano", "-t", "STSBenchmark", "-v", "1"]
 

@@ -40,7 +40,7 @@ class GemmaBackend(*_bases()):  # type: ignore[misc]  # known when it runs
         self, model: Model = None, *, prompt_name: str | None = None, dim: int | None = None, **options: Any
     ) -> None:
         super().__init__()
-        self.embedding_model, self.name = opened(model, options)
+        self.embedding_model, self.name, _ = opened(model, options)
         self.prompt_name, self.dim = prompt_name, dim
 
     def embed(self, documents: Any, verbose: bool = False) -> AnyArray:

@@ -34,7 +34,7 @@ class GemmaEmbeddings(BaseEmbeddings):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.model, self.name = opened(model, options)
+        self.model, self.name, _ = opened(model, options)
         self.prompt_name, self.dim = prompt_name, dim
 
     def embed(self, text: str) -> Float32:

@@ -28,8 +28,8 @@ class GemmaFunction(EmbeddingFunction[Documents]):
     """
 
     def __init__(self, model: Model = None, dim: int | None = None, options: dict[str, Any] | None = None) -> None:
-        self.options, self.dim = options or {}, dim
-        self._model, self.model = opened(model, self.options)
+        self.dim = dim
+        self._model, self.model, self.options = opened(model, options or {})
 
     def __call__(self, input: Documents) -> Embeddings:
         """Documents -> vectors."""
@@ -68,9 +68,12 @@ class GemmaFunction(EmbeddingFunction[Documents]):
             raise ValueError(f"gemma_np's embedding function has no {', '.join(sorted(unknown))}")
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """ValueError for another model or size: the vectors that are there could not be compared."""
-        for name in ("model", "dim"):
-            if name in new_config and new_config[name] != old_config.get(name):
+        """ValueError for another model, size or option: the vectors that are there could not be compared. Chroma keeps
+        the new setting before it asks."""
+        for name in ("model", "dim", "options"):
+            old, new = old_config.get(name), new_config.get(name, old_config.get(name))
+            if new != old:
                 raise ValueError(
-                    f"{name} cannot change from {old_config.get(name)!r} to {new_config[name]!r}: make a new collection"
+                    f"{name} cannot change from {old!r} to {new!r}, since the collection's vectors stay as they are. "
+                    "Chroma has kept the new setting already: modify the collection back, or make a new one"
                 )

@@ -2,6 +2,7 @@
 
 >>> from gemma_np.integrations.haystack import GemmaDocumentEmbedder, GemmaTextEmbedder
 >>> GemmaTextEmbedder("nano").run("Which planet is red?")["embedding"]
+>>> Pipeline.loads(text, allowed_modules=["gemma_np.*"])  # from a file: Haystack asks which modules it may trust
 >>> GemmaDocumentEmbedder("nano", title_field="title").run(documents)["documents"][0].embedding
 """
 
@@ -28,7 +29,7 @@ class _Embedder:
     def warm_up(self) -> None:
         """Open the model."""
         if self._opened is None:
-            self._opened, _ = opened(self.model, self.options)
+            self._opened, *_ = opened(self.model, self.options)
 
     def ready(self) -> EmbeddingGemma:
         """The model, open."""
@@ -103,10 +104,11 @@ class GemmaDocumentEmbedder(_Embedder):
         texts = ["\n".join([*self._fields(document), document.content or ""]) for document in documents]
         titles = None
         if self.title_field is not None:
-            titles = [document.meta.get(self.title_field) for document in documents]
+            found = [document.meta.get(self.title_field) for document in documents]
+            titles = [None if title is None else str(title) for title in found]
         vectors = self.ready().encode_document(texts, titles=titles, truncate_dim=self.dim)
-        found = [replace(document, embedding=row.tolist()) for document, row in zip(documents, vectors, strict=True)]
-        return {"documents": found}
+        pairs = zip(documents, vectors, strict=True)
+        return {"documents": [replace(document, embedding=row.tolist()) for document, row in pairs]}
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:

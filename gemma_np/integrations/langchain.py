@@ -26,7 +26,7 @@ class GemmaEmbeddings(Embeddings):
     """
 
     def __init__(self, model: Model = None, *, dim: int | None = None, **options: Any) -> None:
-        self.model, self.name = opened(model, options)
+        self.model, self.name, _ = opened(model, options)
         self.dim = dim
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -33,8 +33,8 @@ class GemmaEmbedding(BaseEmbedding):
     _model: EmbeddingGemma = PrivateAttr()
 
     def __init__(self, model_name: Model = None, *, options: dict[str, Any] | None = None, **fields: Any) -> None:
-        model, name = opened(model_name, options or {})
-        super().__init__(model_name=name, options=options or {}, **fields)
+        model, name, kept = opened(model_name, options or {})
+        super().__init__(model_name=name, options=kept, **fields)
         self._model = model
 
     @classmethod

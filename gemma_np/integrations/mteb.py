@@ -10,12 +10,14 @@ is `mteb run` with two more options. A document's title is within its text, as i
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gemma_np.arrays import Float32
+from gemma_np.errors import GemmaError, InputError
 from gemma_np.integrations.opened import Model, missing, opened
 from gemma_np.weights.quantize import QUANTIZATIONS
 
@@ -52,10 +54,27 @@ class GemmaNp(AbsEncoder):
     ) -> None:
         if device is not None:
             options["device"] = device
-        self.model, self.name = opened(model, options)
+        self.model, self.name, _ = opened(model, options)
         self.embed_dim, self.model_prompts = embed_dim, dict(self.model.prompts)
-        given = {"embed_dim": embed_dim, "quantization": options.get("quantization")}
-        self.mteb_model_meta = meta_of(self.name, {name: value for name, value in given.items() if value is not None})
+        self.mteb_model_meta = self._meta()
+
+    def _meta(self) -> Any:
+        """What MTEB is told. It keeps results by name and revision: the revision is the model's fingerprint, so that no
+        other model, prompt or size is ever taken for this one."""
+        width = self.model.wanted(self.embed_dim).width
+        label = Path(self.name).name if os.path.isabs(self.name) else self.name.replace("/", "__")
+        return ModelMeta.create_empty(
+            overwrites={
+                "name": f"gemma_np/{label}",
+                "revision": self.model.fingerprint(dim=width)[:16],
+                "loader": lambda *_, **__: self,
+                "embed_dim": width,
+                "framework": ["NumPy"],
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": True,
+                "open_weights": True,
+            }
+        )
 
     def encode(
         self,
@@ -78,49 +97,25 @@ class GemmaNp(AbsEncoder):
         return found
 
 
-def registered_name(model: str) -> str:
-    """A model's name in MTEB, which wants an organisation and a name: gemma_np/NAME."""
-    return f"gemma_np/{Path(model).name or 'model'}"
-
-
-def meta_of(model: str, settings: dict[str, Any]) -> Any:
-    """What MTEB is told of a model. Runs with other settings have other results."""
-    return ModelMeta.create_empty(
-        overwrites={
-            "name": registered_name(model),
-            "revision": "1",
-            "loader": _loaded,
-            "loader_kwargs": {"model": model, **settings},
-            "experiment_kwargs": settings or None,
-            "embed_dim": settings.get("embed_dim"),
-            "framework": ["NumPy"],
-            "similarity_fn_name": ScoringFunction.COSINE,
-            "use_instructions": True,
-            "open_weights": True,
-        }
-    )
-
-
-def _loaded(name: str, revision: str | None = None, *, model: str, **options: Any) -> GemmaNp:
-    """What MTEB calls with a registered name."""
-    return GemmaNp(model, revision, **options)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """`mteb` with gemma_np's models. Tasks and sizes are checked before anything is downloaded or opened."""
     ours = argparse.ArgumentParser(add_help=False)
     ours.add_argument("-m", "--model")
     ours.add_argument("-t", "--tasks", nargs="+", default=[])
+    ours.add_argument("-b", "--benchmarks", nargs="+", default=[])
+    ours.add_argument("--task-types", "--task_types", nargs="+", default=[])
     ours.add_argument("--dim", type=int)
     ours.add_argument("--quantization", choices=QUANTIZATIONS)
     words = list(sys.argv[1:] if words is None else words)
     found, _ = ours.parse_known_args(words)
     if found.model is not None:
-        if why := _refusal(found):
-            print(f"gemma_np.integrations.mteb: error: {why}", file=sys.stderr)
-            return 2
-        given = {"embed_dim": found.dim, "quantization": found.quantization}
-        meta = meta_of(found.model, {name: value for name, value in given.items() if value is not None})
+        try:
+            if why := _refusal(found, words[0]):
+                raise InputError(why)
+            meta = GemmaNp(found.model, embed_dim=found.dim, quantization=found.quantization).mteb_model_meta
+        except GemmaError as error:
+            print(f"gemma_np.integrations.mteb: error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, InputError) else 1
         MODEL_REGISTRY[meta.name] = meta
         words = _replaced(words, meta.name)
     arguments = build_cli().parse_args(words)
@@ -131,13 +126,19 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refusal(found: argparse.Namespace) -> str | None:
+def _refusal(found: argparse.Namespace, command: str) -> str | None:
     """Why a run cannot be; None: it can."""
-    for task in found.tasks:
-        try:
-            mteb.get_task(task)
-        except KeyError as error:
-            return f"there is no task {task}: {error.args[0] if error.args else error}"
+    for what, names, look in (
+        ("task", found.tasks, mteb.get_task),
+        ("benchmark", found.benchmarks, mteb.get_benchmark),
+    ):
+        for name in names:
+            try:
+                look(name)
+            except (KeyError, ValueError) as error:
+                return f"there is no {what} {name}: {error.args[0] if error.args else error}"
+    if command == "run" and not (found.tasks or found.benchmarks or found.task_types):
+        return "no tasks; name some with -t, -b or --task-types: all of MTEB's take days"
     sizes = TRAINED.get(found.model)
     if found.dim is not None and (found.dim < 1 or (sizes and found.dim not in sizes)):
         return f"--dim {found.dim}: {found.model} was trained for {', '.join(map(str, sizes or ('positive sizes',)))}"
@@ -150,6 +151,8 @@ def _replaced(words: list[str], name: str) -> list[str]:
     rest = iter(words)
     for word in rest:
         option, has_value, _ = word.partition("=")
+        if word.startswith("-m") and word != "-m":  # -mnano
+            option, has_value = "-m", "="
         if option in ("--dim", "--quantization"):
             if not has_value:
                 next(rest, None)

@@ -1,7 +1,7 @@
 """semantic-router's encoder.
 
 >>> from gemma_np.integrations.semantic_router import GemmaEncoder
->>> IndexedRouter(encoder=GemmaEncoder(model="nano"), routes=routes, auto_sync="local")
+>>> IndexedRouter(encoder=GemmaEncoder(model="nano"), routes=routes, confidence_threshold=0.3)
 """
 
 import asyncio
@@ -27,15 +27,15 @@ class GemmaEncoder(DenseEncoder):
 
     name: str = "gemma_np"
     type: str = "gemma_np"
-    score_threshold: float | None = 0.5
+    score_threshold: float | None = None
     prompt_name: str = "semantic_similarity"
     dim: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     _model: EmbeddingGemma = PrivateAttr()
 
     def __init__(self, model: Model = None, **fields: Any) -> None:
-        opened_model, name = opened(model, fields.get("options") or {})
-        super().__init__(**{"name": name, **fields})
+        opened_model, name, kept = opened(model, fields.pop("options", None) or {})
+        super().__init__(**{"name": name, "options": kept, **fields})
         self._model = opened_model
 
     def __call__(self, docs: list[Any]) -> list[list[float]]:
