@@ -1,7 +1,6 @@
-"""The arrays of a tokenizer: into a file and back, from a GGUF file's tables, and what no file may do."""
+"""The arrays of a tokenizer: into a file and back, and what no file may do."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
 
 from gemma_np import CheckpointError
-from gemma_np.arrays import AnyArray
-from gemma_np.gguf.tokenizer import from_scores
-from gemma_np.tokens.bpe import Encoder, bytes_before_space, encode_in_python
+from gemma_np.tokens.bpe import Encoder, bytes_before_space
 from gemma_np.tokens.json_file import from_tokenizer_json
 from gemma_np.tokens.pieces import (
     FILE,
     Pieces,
-    PieceTable,
     hash_table,
     hashed,
     joined,
@@ -52,11 +47,6 @@ def small_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pieces(small_json: Path) -> Pieces:
     return from_tokenizer_json(small_json)
-
-
-@pytest.fixture(scope="module")
-def gemma_json(shared: Path) -> Path:
-    return shared / "data/embeddinggemma-300m/tokenizer.json"
 
 
 # ---- files
@@ -179,101 +169,6 @@ def test_a_space_behind_something_else_in_a_piece_is_told(tmp_path: Path) -> Non
     assert found("a", "▁") == []  # side by side, and no piece
     assert found("a▁", "▁▁▁b", "c▁▁", "éd▁▁e▁") == [ord("a"), ord("c"), ord("d"), ord("e")]
     assert found("猫▁", "x▁▁▁猫") == sorted({"猫".encode()[-1], ord("x")})
-
-
-# ---- from GGUF's tables
-
-
-def tables(path: Path) -> tuple[PieceTable, AnyArray, AnyArray]:
-    """What llama.cpp's converter writes for a tokenizer.json of Gemma's layout: scores fall with the rank, added tokens
-    have -1000 and spaces for U+2581."""
-    content = json.loads(path.read_bytes())
-    vocabulary = content["model"]["vocab"]
-    order: dict[str, int] = {}
-    for left, right in content["model"]["merges"]:
-        order.setdefault(left + right, len(order))
-    table = list(vocabulary)
-    scores = np.array([-order.get(piece, len(order)) - 1 for piece in table], np.float32)
-    types = np.ones(len(table), np.int32)
-    types[[vocabulary[byte.decode()] for byte in BYTES]] = 6
-    for token in content["added_tokens"]:
-        if (id := token["id"]) < len(table):
-            types[id], scores[id] = 3 if token["special"] else 4, -1000
-            if not token["special"]:
-                table[id] = table[id].replace("▁", " ")
-    types[vocabulary["<unk>"]] = 2
-    return joined([piece.encode() for piece in table]), scores, types
-
-
-def check_tables(path: Path, texts: Sequence[str], encode: Callable[[Pieces, str], list[int]]) -> None:
-    theirs = tokenizers.Tokenizer.from_file(str(path))
-    content = json.loads(path.read_bytes())
-    vocabulary = content["model"]["vocab"]
-    found = from_scores(path, *tables(path), [vocabulary["<bos>"]], [vocabulary["<eos>"]])
-    for text in texts:
-        assert encode(found, text) == theirs.encode(text, add_special_tokens=False).ids, repr(text[:80])
-
-
-TEXTS = [
-    *(
-        "the quick brown fox",
-        "a  b   c    d" + " " * 40 + "e",
-        "▁▁ ▁",
-        "\n\n\n\t\t\t\n" * 20,
-        "naïve 猫 🙂 <bos>x<unk>",
-    ),
-    *("", "<table><tr> <td>", "[multimodal]" + " " * 31 + "x" + " " * 32, "word " * 50, "=" * 100, "> </"),
-]
-
-
-def test_gemmas_tables_of_gguf_give_the_packages_ids(gemma_json: Path) -> None:
-    check_tables(gemma_json, TEXTS, lambda pieces, text: encode_in_python(text.encode(), pieces))
-
-
-def test_bos_and_eos_stand_where_they_are_asked_for(tmp_path: Path) -> None:
-    table, types = joined([b"<bos>", *BYTES, b"a"]), np.array([3, *[6] * 256, 1])
-    for prefix, suffix in (([], []), ([0], []), ([], [0]), ([0], [0, 0])):
-        found = from_scores(tmp_path, table, np.zeros(258, np.float32), types, prefix, suffix)
-        (ids,) = Encoder(found, None).encode(["a"])
-        assert ids.tolist() == [*prefix, 257, *suffix]
-
-
-def test_a_higher_score_merges_first_and_unused_pieces_never(tmp_path: Path) -> None:
-    table = joined([*BYTES, b"a", b"b", b"c", b"ab", b"bc", b"abc"])
-    types = np.array([6] * 256 + [1] * 6)
-
-    def ids(ab: float, bc: float, types: AnyArray) -> list[int]:
-        scores = np.array([0] * 259 + [ab, bc, -9], np.float32)
-        return encode_in_python(b"abc", from_scores(tmp_path, table, scores, types, [], []))
-
-    assert ids(-1, -2, types) == ids(-2, -1, types) == [261]
-    unused = types.copy()
-    unused[261] = 5
-    assert ids(-1, -2, unused) == [259, 258]
-    assert ids(-2, -1, unused) == [256, 260]
-
-
-BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
-    "scores": ({"scores": np.zeros(3)}, "258 pieces, 3 scores and 258 types do not fit"),
-    "types": ({"types": np.ones(3)}, "258 pieces, 258 scores and 3 types do not fit"),
-    "nan": ({"scores": np.full(258, np.nan)}, "a score is NaN"),
-    "bos": ({"prefix": [258]}, "bos or eos is none of the 258 pieces"),
-    "eos": ({"suffix": [-1]}, "bos or eos is none of the 258 pieces"),
-    "twice": ({"table": joined([*BYTES, b"a", b"a"])}, "the pieces 256 and 257 are the same, b'a'"),
-    "empty": ({"table": joined([*BYTES, b"a", b""])}, "pieces must have 1 to 255 bytes"),
-    "long": ({"table": joined([*BYTES, b"a", b"b" * 256])}, "pieces must have 1 to 255 bytes"),
-    "byte": ({"table": joined([*BYTES[1:], b"b", b"a", b"c"])}, "<0x00> is no piece"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_TABLES)
-def test_tables_that_cannot_be_are_refused(tmp_path: Path, kind: str) -> None:
-    change, message = BAD_TABLES[kind]
-    good = joined([*BYTES, b"a", b"b"])
-    table = {"table": good, "scores": np.zeros(258), "types": np.ones(258), "prefix": [], "suffix": []}
-    from_scores(tmp_path, **table)  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=f"its tokenizer cannot be used: {message}"):
-        from_scores(tmp_path, **table | change)  # type: ignore[arg-type]
 
 
 def test_the_real_vocabulary_is_small(gemma_pieces: Pieces, tmp_path: Path) -> None:
