@@ -1,9 +1,11 @@
 """The engine against sentence-transformers, live; a float64 reference judges both.
 
 Two float32 engines sum in different orders. On weights with the real model's outliers each is up to 6e-5 away from the
-truth, so "equal" cannot mean a fixed distance between the two: our error must be at most 4 times Hugging Face's own on
-the same text (one text per batch; in other batch orders it differs from itself by up to 3 times that), or FLOAT32, the
-rounding of a unit vector's entries through a network without outliers, whichever is larger.
+truth, so "equal" cannot mean a fixed distance between the two. Our error must be at most 4 times Hugging Face's own
+(one text per batch; in other batch orders it differs from itself by up to 3 times that), or FLOAT32, the rounding of a
+unit vector's entries through a network without outliers, whichever is larger. On some texts either engine is thirty
+times as far off as on most. So where many texts are compared, Hugging Face's largest error counts for each of them, and
+our median error must be at most twice theirs.
 """
 
 import itertools
@@ -69,14 +71,25 @@ class Judge:
         self.theirs = hugging_face(theirs or folder)
         self.reference = Reference(folder)
 
-    def check(self, text: str, prompt_name: str | None, floor: float = FLOAT32, factor: float = 4) -> None:
-        """Ids are equal, and our error is within bounds, at the full size and cut to every Matryoshka dimension."""
+    def check(self, *texts: tuple[str, str | None]) -> None:
+        """Texts with the names of their prompts: ids are equal, and our errors within bounds, at the full size and cut
+        to every Matryoshka dimension."""
+        rows = [row for text, prompt_name in texts for row in self.errors(text, prompt_name)]
+        mine, theirs = (np.array([row[i] for row in rows]) for i in (1, 2))
+        for where, error, _ in rows:
+            assert error <= max(4 * theirs.max(), FLOAT32), f"{where}; the largest of these is {theirs.max():.1e}"
+        if len(texts) > 1:
+            print(f"median error {np.median(mine):.1e}, Hugging Face's {np.median(theirs):.1e}")
+            assert np.median(mine) <= 2 * np.median(theirs)
+
+    def errors(self, text: str, prompt_name: str | None) -> list[tuple[str, float, float]]:
+        """For each dimension: words that say where, our error and Hugging Face's."""
         prompt = self.ours.resolve_prompt(prompt_name)
         ids = self.ours.prepare([text], prompt)[0][0]
         their_ids = self.theirs.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
         assert ids.tolist() == their_ids, f"{text[:40]!r}: token ids differ"
 
-        full_dim = self.ours.full_dim
+        full_dim, found = self.ours.full_dim, []
         truth = self.reference.embed(ids.tolist(), self.ours._tokenizer.prompt_length(prompt) if prompt else 0)
         for dim in (full_dim, full_dim // 6):
             expected = truth[:dim]
@@ -86,12 +99,13 @@ class Judge:
             mine = self.ours.encode(text, **options)
             other = self.theirs.encode(text, **options, normalize_embeddings=self.ours.modules.normalizes)
             size = np.linalg.norm(expected)
-            my_error, their_error = (np.abs(vector - expected).max() / size for vector in (mine, other))
+            my_error, their_error = (float(np.abs(vector - expected).max() / size) for vector in (mine, other))
             cosine = mine @ other / np.linalg.norm(mine) / np.linalg.norm(other)
             where = f"{len(ids)} tokens, {dim} dimensions: error {my_error:.1e}, Hugging Face's {their_error:.1e}"
             print(where)
             assert cosine >= SAME_COSINE, f"{where}, cosine {cosine}"
-            assert my_error <= max(factor * their_error, floor), where
+            found.append((where, my_error, their_error))
+        return found
 
 
 # ---- full size -----------------------------------------------------------------------------------------------------
@@ -104,14 +118,14 @@ def full_judge(full: Path, hugging_face: Callable[[Path], Any]) -> Judge:
 
 @pytest.mark.parametrize("text", ["", "a"])
 def test_the_shortest_texts_at_full_size(full_judge: Judge, text: str) -> None:
-    full_judge.check(text, None)
+    full_judge.check((text, None))
 
 
-@pytest.mark.filterwarnings("ignore:1 of the texts")  # 3000 tokens are cut at 2048, here as there
+@pytest.mark.filterwarnings("ignore:a text had more than")  # 3000 tokens are cut at 2048, here as there
 @pytest.mark.parametrize("prompt_name", ["query", "document"])
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_every_length_at_full_size(full_judge: Judge, tokens: int, prompt_name: str) -> None:
-    full_judge.check(text_of(full_judge.ours, tokens, prompt_name), prompt_name)
+    full_judge.check((text_of(full_judge.ours, tokens, prompt_name), prompt_name))
 
 
 def test_well_behaved_weights_at_full_size_differ_by_rounding_only(
@@ -154,17 +168,17 @@ def test_rounded_activations_cost_little_at_full_size(full: Path, quantization: 
 # ---- the zoo -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:1 of the texts")
+@pytest.mark.filterwarnings("ignore:a text had more than")
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo(name: str, tmp_path: Path, hugging_face: Callable[[Path], Any]) -> None:
     folder = ZOO[name].make(tmp_path / "ours")
     judge = Judge(folder, hugging_face, ZOO[name].make_for_hugging_face(tmp_path))
-    for text in TEXTS:
-        for prompt_name in (None, "query", "document"):
-            judge.check(text, prompt_name)
     window = ZOO[name].radius
-    for tokens in (window, window + 1, window + 2, 2 * window + 1, 2 * window + 2, 300):
-        judge.check(text_of(judge.ours, max(tokens, 2), None), None)
+    lengths = (window, window + 1, window + 2, 2 * window + 1, 2 * window + 2, 300)
+    judge.check(
+        *((text, prompt_name) for text in TEXTS for prompt_name in (None, "query", "document")),
+        *((text_of(judge.ours, max(tokens, 2), None), None) for tokens in lengths),
+    )
 
 
 @pytest.mark.parametrize("name", ["defaults", "include_prompt_false"])
