@@ -111,6 +111,11 @@ MADE: list[tuple[str, dict[str, Any], list[str]]] = [
         [f"| at once | {CELL} |", "0.50 of the other's best time, 0.75 of its median"],
     ),
     (
+        "sharing",
+        {"rows": [{"model": "nano", "processes": i, "pss_mb": mb} for mb in (60.2, 61.8, 64) for i in (1, 2)]},
+        ["| PSS of all, MB | 1 process | 2 processes |", "| nano | 62 | 62 |"],
+    ),
+    (
         "quality",
         {"rows": [{"model": "nano", "dim": 64, "precision": "int8", "scores": SCORES}]},
         ["| nano | 64 | int8 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 | 0.250 |"],

@@ -326,8 +326,8 @@ def test_vectors_are_equal_but_for_rounding(ours: EmbeddingGemma, theirs: Any) -
 
 
 @row("dtype", "always float32; sentence-transformers computes a bfloat16 file in bfloat16")
-def test_another_dtype_is_refused(ours: EmbeddingGemma, nano_float: Path) -> None:
-    assert str(ours.dtype) == "torch.float32"
+def test_another_dtype_is_refused(ours: EmbeddingGemma, theirs: Any, nano_float: Path) -> None:
+    assert str(ours.dtype) == str(theirs.dtype) == "torch.float32"
     with pytest.raises(InputError, match="as exact as sentence-transformers in float32"):
         EmbeddingGemma(nano_float, dtype="bfloat16")
     with pytest.raises(InputError, match="none may ask for another device or dtype"):
@@ -357,7 +357,7 @@ def test_a_cut_vector_has_length_1(ours: EmbeddingGemma, theirs: Any) -> None:
     "a fixed scale, ±10/√dim, so a text's codes never depend on the other texts; with `ranges=` the codes equal those "
     "of `quantize_embeddings(..., ranges=)`",
 )
-def test_codes_do_not_depend_on_other_texts(ours: EmbeddingGemma) -> None:
+def test_codes_do_not_depend_on_other_texts(ours: EmbeddingGemma, theirs: Any) -> None:
     from sentence_transformers.util import quantize_embeddings
 
     vectors, alone = ours.encode(TEXTS), ours.encode(TEXTS[:1], precision="int8")
