@@ -25,14 +25,16 @@ _ADAPTERS = (
 _TRAINING = "gemma_np computes vectors and no gradients; train with sentence-transformers, and open the folder it saves"
 _SURGERY = "the modules of a checkpoint are fixed; change its folder with sentence-transformers, and open that"
 _FLOAT32 = f"{keywords.CPU_ONLY}; to halve the memory or more, open the model with quantization='q8_0'"
+_ROUNDED = "weights in 8 bits come with quantization='q8_0'"
 _HUB = "write the folder with save_pretrained(), then upload it: huggingface_hub.HfApi().upload_folder(...)"
 
 # Names of sentence-transformers and torch that are not served, with the reason.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("cuda", "half", "double", "bfloat16", "to_empty", "share_memory"), _FLOAT32),
     **dict.fromkeys(("fit", "old_fit", "smart_batching_collate", "get_sentence_features", "zero_grad"), _TRAINING),
-    **dict.fromkeys(("parameters", "named_parameters", "state_dict", "load_state_dict", "requires_grad_"), _TRAINING),
-    **dict.fromkeys(("buffers", "named_modules", "children", "named_children"), _SURGERY),
+    **dict.fromkeys(("state_dict", "load_state_dict", "requires_grad_"), _TRAINING),
+    **dict.fromkeys(("parameters", "named_parameters"), f"model.device says where it computes; {_TRAINING}"),
+    **dict.fromkeys(("buffers", "named_modules", "children", "named_children"), f"{_SURGERY}; {_ROUNDED}"),
     **dict.fromkeys(("append", "extend", "insert", "pop", "register_forward_hook"), _SURGERY),
     **dict.fromkeys(("add_adapter", "load_adapter", "set_adapter", "delete_adapter", "active_adapter"), _ADAPTERS),
     **dict.fromkeys(("active_adapters", "enable_adapters", "disable_adapters", "get_adapter_state_dict"), _ADAPTERS),
