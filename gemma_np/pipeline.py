@@ -53,6 +53,13 @@ class Pipeline:
     threads       how many threads compute; None: as many as the cores that this process may use, which is the most
     quantization  None: as the files are; or one of quantize.QUANTIZATIONS
     dense         for GGUF files, see gguf.source.open_gguf_source
+
+    It has, besides `threads` and `quantization` as they are in effect:
+
+    folder, source, config, modules    the model's path, the files, and what they say
+    weights       all matrices and norms, see weights.loading
+    full_dim      how many entries a full vector has
+    column, why_not, fast    the kernels that run and the compiled path, None for NumPy; and why these
     base          for LoRA adapters, see hub.base_of
     """
 

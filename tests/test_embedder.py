@@ -1,5 +1,6 @@
 """EmbeddingGemma's calls: what goes in, what comes out, what is said when it cannot."""
 
+import inspect
 import json
 import pickle
 import re
@@ -584,3 +585,14 @@ def test_a_name_of_a_prompt_that_is_no_string_is_told(model: EmbeddingGemma, nam
 
 def test_any_positive_batch_size_will_do(model: EmbeddingGemma) -> None:
     np.testing.assert_array_equal(model.encode(TEXTS, batch_size=10**30), model.encode(TEXTS))
+
+
+def test_every_public_name_is_documented(model: EmbeddingGemma) -> None:
+    """Methods and properties by a docstring, other attributes by a line in their class's."""
+    words = " ".join(kind.__doc__ or "" for kind in type(model).__mro__ if kind is not object)
+    for name in dir(type(model)):
+        value = inspect.getattr_static(type(model), name)
+        if not name.startswith("_") and (callable(value) or isinstance(value, property | staticmethod | classmethod)):
+            assert inspect.getdoc(getattr(type(model), name)), f"{name} has no docstring"
+    undocumented = [name for name in vars(model) if not name.startswith("_") and not re.search(rf"\b{name}\b", words)]
+    assert undocumented == ["model_card_data"]  # of compatibility.py, where its class says what it is
