@@ -18,9 +18,8 @@ from gemma_np.batches import chunked, expected_number, gathered, paired, strings
 from gemma_np.checkpoint.defaults import SIMILARITIES, Defaults
 from gemma_np.compatibility import Compatibility, ModelCard
 from gemma_np.errors import InputError, positive, warn
-from gemma_np.outcomes import Outcomes, check_marks, check_string
+from gemma_np.outcomes import Outcomes, check_marks, check_string, prompted
 from gemma_np.output import Wanted
-from gemma_np.pipeline import prompted
 from gemma_np.prompts import first_known, prompt_named, titled
 from gemma_np.splitting import Piece, split
 

@@ -1,11 +1,12 @@
 """What became of each text of a call: how many tokens it has, whether it was cut, and why it has no vector."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gemma_np.arrays import AnyArray
-from gemma_np.batches import described
+from gemma_np.batches import described, strings
 from gemma_np.errors import InputError
 from gemma_np.tokens.tokenizer import check_unicode
 
@@ -60,6 +61,20 @@ def check_string(what: str, i: int, string: object) -> None:
     if not isinstance(string, str):
         raise InputError(f"{what} {i} is {described(string)}, expected a string", text=i)
     check_unicode(what, i, string)
+
+
+def prompted(texts: Sequence[Any], prompts: str | Sequence[str], first: int = 0) -> list[str]:
+    """Each text after its prompt; InputError for what is no text."""
+    if isinstance(texts, str):
+        raise InputError("one string was passed where a list of strings is expected; put it into a list")
+    texts = list(strings(texts, "texts"))
+    each = [prompts] * len(texts) if isinstance(prompts, str) else list(strings(prompts, "prompts"))
+    if len(each) != len(texts):
+        raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
+    for what, group in (("text", texts), ("the prompt of text", each)):
+        for i, string in enumerate(group, first):
+            check_string(what, i, string)
+    return [prompt + text for prompt, text in zip(each, texts, strict=True)]
 
 
 def sound(texts: Sequence[object], first: int) -> tuple[list[str], dict[int, str]]:

@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from gemma_np import model
 from gemma_np.arrays import Float32, Int32
-from gemma_np.batches import described, strings
+from gemma_np.batches import described
 from gemma_np.config import Config
 from gemma_np.errors import InputError, WeightsError, positive, warn
 from gemma_np.fast import Fast, unfit
@@ -25,7 +25,7 @@ from gemma_np.kernels.columns import Column
 from gemma_np.kernels.cores import too_many, usable_cores
 from gemma_np.modules import Modules
 from gemma_np.opening import open_source
-from gemma_np.outcomes import check_string, sound
+from gemma_np.outcomes import prompted, sound
 from gemma_np.output import Wanted
 from gemma_np.pretrained import PretrainedTokenizer
 from gemma_np.weights.finite import find_nonfinite
@@ -287,17 +287,3 @@ def _tested(column: Column, formats: tuple[str, ...], compiled: "Compiled") -> N
     from gemma_np.selftest import check
 
     check(column, formats, compiled)
-
-
-def prompted(texts: Sequence[Any], prompts: str | Sequence[str], first: int = 0) -> list[str]:
-    """Each text after its prompt; InputError for what is no text."""
-    if isinstance(texts, str):
-        raise InputError("one string was passed where a list of strings is expected; put it into a list")
-    texts = list(strings(texts, "texts"))
-    each = [prompts] * len(texts) if isinstance(prompts, str) else list(strings(prompts, "prompts"))
-    if len(each) != len(texts):
-        raise InputError(f"{len(each)} prompts for {len(texts)} texts; expected one for all, or one for each")
-    for what, group in (("text", texts), ("the prompt of text", each)):
-        for i, string in enumerate(group, first):
-            check_string(what, i, string)
-    return [prompt + text for prompt, text in zip(each, texts, strict=True)]

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from gemma_np import EmbeddingGemma, InputError, WeightsError
 from gemma_np.model import embed
-from gemma_np.pipeline import Pipeline, chosen, prompted
+from gemma_np.outcomes import prompted
+from gemma_np.pipeline import Pipeline, chosen
 
 
 @pytest.fixture(scope="module")
