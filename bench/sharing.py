@@ -3,7 +3,9 @@
     python bench/sharing.py [MODEL ...] [--processes 4] [--rounds 3]
 
 Each process opens the model and embeds a text of 256 tokens. As they start one after the other, the proportional set
-size (PSS) of all of them is read from /proc: a page that several have mapped counts once in the sum.
+size (PSS) of all of them is read from /proc: a page that several have mapped counts once in the sum, less the part of
+other programs that have it mapped too (Python's and NumPy's libraries). What no other process has mapped, the private
+memory of the last one started, does not depend on other programs as soon as there are two.
 """
 
 import subprocess
@@ -16,32 +18,34 @@ from tables import show
 CODE = """
 import sys
 from gemma_np import EmbeddingGemma
-model = EmbeddingGemma(sys.argv[1], threads=1)
+model = EmbeddingGemma(sys.argv[1], threads=int(sys.argv[2]))
 model.encode("word " * 254)
 print("ready", flush=True)
 sys.stdin.read()
 """
 
 
-def proportional_mb(process: "subprocess.Popen[str]") -> float:
-    """A process's PSS."""
-    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("Pss:"))
-    return int(line.split()[1]) / 1024
+def memory(process: "subprocess.Popen[str]") -> tuple[float, float]:
+    """MB of a process: its PSS, and what it alone has mapped."""
+    _, *lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    mb = {name: int(value.split()[0]) / 1024 for name, value in (line.split(":") for line in lines)}
+    return mb["Pss"], mb["Private_Clean"] + mb["Private_Dirty"]
 
 
-def sums(model: str, number: int) -> list[float]:
-    """The PSS of one process, of two together, and so on, in MB."""
+def measured(model: str, number: int, threads: int) -> list[dict[str, float]]:
+    """With one process, with two, and so on: the PSS of all, and the private memory of the last."""
     started: list[subprocess.Popen[str]] = []
     found = []
     try:
         for _ in range(number):
             pipe = subprocess.PIPE
-            process = subprocess.Popen([sys.executable, "-c", CODE, model], stdin=pipe, stdout=pipe, text=True)
+            command = [sys.executable, "-c", CODE, model, str(threads)]
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
             started.append(process)
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            found.append(sum(map(proportional_mb, started)))
+            sizes = [memory(each) for each in started]
+            found.append({"pss_mb": sum(pss for pss, _ in sizes), "private_mb": sizes[-1][1]})
     finally:
         for process in started:
             process.communicate()
@@ -58,8 +62,8 @@ def main() -> None:
     for number in range(arguments.rounds):
         for model in arguments.models:
             log(f"{model}: round {number + 1} of {arguments.rounds}")
-            found = sums(model, arguments.processes)
-            rows += [{"model": Path(model).name, "processes": i, "pss_mb": mb} for i, mb in enumerate(found, 1)]
+            found = measured(model, arguments.processes, arguments.threads)
+            rows += [{"model": Path(model).name, "processes": i, **sizes} for i, sizes in enumerate(found, 1)]
     print(show(run.keep(rows)))
 
 

@@ -161,13 +161,18 @@ def two_models(result: Result) -> str:
 
 
 def sharing(result: Result) -> str:
-    """Each model's row: the sum for one process, for two, and so on, and what the last one added."""
-    found: dict[str, dict[int, list[float]]] = {}
+    """Each model's row: the sum for one process, for two, and so on, and what the last one shares with none."""
+    found: dict[str, dict[int, list[Result]]] = {}
     for row in result["rows"]:
-        found.setdefault(row["model"], {}).setdefault(row["processes"], []).append(row["pss_mb"])
+        found.setdefault(row["model"], {}).setdefault(row["processes"], []).append(row)
     most = max(row["processes"] for row in result["rows"])
-    rows = [[model, *(f"{median(sums[i]):.0f}" for i in range(1, most + 1))] for model, sums in found.items()]
-    head = ["PSS of all, MB", "1 process", *(f"{i} processes" for i in range(2, most + 1))]
+    rows = []
+    for model, rounds in found.items():
+        sums = [median(row["pss_mb"] for row in rounds[i]) for i in range(1, most + 1)]
+        private = median(row["private_mb"] for row in rounds[most])
+        rows.append([model, *(f"{mb:,.0f}" for mb in (*sums, private))])
+    counts = ["1 process", *(f"{i} processes" for i in range(2, most + 1))]
+    head = ["PSS of all, MB", *counts, "private to the last"]
     return caption("sharing", result, "Medians of the rounds") + "\n\n" + markdown(head, rows)
 
 

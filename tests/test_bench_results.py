@@ -112,8 +112,14 @@ MADE: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     (
         "sharing",
-        {"rows": [{"model": "nano", "processes": i, "pss_mb": mb} for mb in (60.2, 61.8, 64) for i in (1, 2)]},
-        ["| PSS of all, MB | 1 process | 2 processes |", "| nano | 62 | 62 |"],
+        {
+            "rows": [
+                {"model": "nano", "processes": i, "pss_mb": 600 * i + mb, "private_mb": 30 * i + mb}
+                for mb in (0.2, 1.8, 4)
+                for i in (1, 2)
+            ]
+        },
+        ["| PSS of all, MB | 1 process | 2 processes | private to the last |", "| nano | 602 | 1,202 | 62 |"],
     ),
     (
         "quality",
